@@ -1,0 +1,93 @@
+"""The one way to open an image or a label file, so that a stored pixel means the same place everywhere.
+
+Image coordinates are those of the picture as displayed: EXIF orientation applied. `points/pixel` indexes that picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rw3d_common.errors import UserError
+from rw3d_common.labels import U8
+from rw3d_common.manifest import LabelEncoding
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MODES = {"gray8": ("L",), "palette8": ("P",), "rgb_equal": ("RGB", "L")}
+_MEND = {
+    "gray8": "one 8-bit channel holding the raw id",
+    "palette8": "an 8-bit palette image whose indices are the raw ids",
+    "rgb_equal": "three equal 8-bit channels holding the raw id",
+}
+
+
+def read_image(path: Path) -> U8:
+    """An image as (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: cannot be decoded ({error}); copy the file again") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image as displayed, read from its header only.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112) in _TRANSPOSING
+    return (width, height) if turned else (height, width)
+
+
+def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int]) -> U8:
+    """Raw label ids (H, W) uint8 of a label image stored in `encoding`; `size` is its picture's (height, width).
+
+    Raises:
+        UserError: missing, truncated, of another bit depth or mode than `encoding`, or of another size.
+    """
+    with _opened(path) as image:
+        if image.mode not in _MODES[encoding]:
+            raise UserError(
+                f"{path}: label of mode {image.mode} where this dataset's labels are {_MEND[encoding]}; "
+                "convert it, or set label_encoding in data_manifest.yaml"
+            )
+        if (image.height, image.width) != size:
+            raise UserError(
+                f"{path}: label of {image.width}×{image.height} for an image of {size[1]}×{size[0]}; "
+                "labels must have their image's size (resize with nearest neighbour)"
+            )
+        try:
+            raw = np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: cannot be decoded ({error}); copy the file again") from error
+    if raw.ndim == 2:
+        return raw
+    if (raw != raw[..., :1]).any():
+        raise UserError(f"{path}: its channels differ, so it is a colour picture; labels are {_MEND[encoding]}")
+    return np.ascontiguousarray(raw[..., 0])
+
+
+def _opened(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it, or remove its frame from the lists") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); copy the file again") from error

@@ -1,0 +1,287 @@
+"""Opening a scene store: arrays with names and units, and one view at a time.
+
+    scene = open_scene("stores/demo/train/…/0000000000-0000000019.zarr")
+    view = scene.view(3)
+    view.position, view.color, view.label      # numpy arrays, one row per point
+    view.rows_columns                          # where each point lies in view.read_image()
+
+notebooks/scene_tour.ipynb walks through it with pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from rw3d_common.cameras import F32, F64, project
+from rw3d_common.errors import UserError
+from rw3d_common.labels import U8, ClassMap
+from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS
+
+if TYPE_CHECKING:
+    import open3d
+
+Coloring = Literal["rgb", "label", "truth", "confidence", "view"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class View:
+    """One view of a scene and the points that come from its pixels.
+
+    `position` (n, 3) float32 metres in the scene's world; `color` (n, 3) uint8; `confidence` (n,) float32; `pixel` (n,)
+    uint32 flat source pixels; `label` and `truth` (n,) uint8 train ids with 255 = none (`truth` is None where the
+    dataset has no dense labels); `intrinsics` (3, 3) and `camera_to_world` (4, 4) float64.
+    """
+
+    frame_id: int
+    camera: str
+    image: Path
+    image_size: tuple[int, int]
+    has_label: bool
+    intrinsics: F64
+    camera_to_world: F64
+    position: F32
+    color: U8
+    confidence: F32
+    pixel: npt.NDArray[np.uint32]
+    label: U8
+    truth: U8 | None
+
+    @property
+    def rows_columns(self) -> npt.NDArray[np.int64]:
+        """(n, 2) int64 row and column of each point in the source image."""
+        return np.stack(np.divmod(self.pixel.astype(np.int64), self.image_size[1]), axis=1)
+
+    @property
+    def depth(self) -> F32:
+        """(n,) float32 metres of each point along the optical axis of this view."""
+        return project(self.position, self.intrinsics, self.camera_to_world)[2].astype(np.float32)
+
+    def read_image(self) -> U8:
+        """The source image (H, W, 3) uint8.
+
+        Raises:
+            UserError: the file is no longer where it was when the scene was made.
+        """
+        from rw3d_common.images import read_image
+
+        return read_image(self.image)
+
+    def paint(self, values: npt.NDArray[Any], background: Any) -> npt.NDArray[Any]:
+        """`values` (n, …), one per point, as an image (H, W, …); pixels without a point hold `background`."""
+        canvas = np.full((self.image_size[0] * self.image_size[1], *values.shape[1:]), background, values.dtype)
+        canvas[self.pixel] = values
+        return canvas.reshape(*self.image_size, *values.shape[1:])
+
+    def __repr__(self) -> str:
+        labelled = np.count_nonzero(self.label != 255)
+        return f"View(frame {self.frame_id}, {len(self.position):,} points, {labelled:,} labelled, {self.image.name})"
+
+
+class Scene:
+    """A finished scene store, opened for reading. `points` and `views` are the Zarr groups themselves.
+
+    Raises:
+        UserError: no store at this path, one that was never finished, or one of another schema version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.attrs = _finished_attributes(self.path)
+        self.group = zarr.open_group(self.path, mode="r")
+        self.points: zarr.Group = self.group["points"]  # type: ignore[assignment]
+        self.views: zarr.Group = self.group["views"]  # type: ignore[assignment]
+
+    @property
+    def name(self) -> str:
+        """split/sequence/first-last: unique within a collection."""
+        return f"{self.attrs['split']}/{self.attrs['sequence']}/{self.path.name.removesuffix(STORE_SUFFIX)}"
+
+    @cached_property
+    def classes(self) -> ClassMap:
+        """Train ids with their names, colours and raw ids."""
+        return ClassMap.from_json(self.attrs["classes"])
+
+    @cached_property
+    def view_table(self) -> dict[str, npt.NDArray[Any]]:
+        """Every array of `views/` in memory, by name."""
+        return {spec.name: self._array(self.views, spec.name) for spec in VIEWS}
+
+    @property
+    def n_points(self) -> int:
+        return int(self.attrs["complete"]["points"])
+
+    @property
+    def has_truth(self) -> bool:
+        return "truth" in self.points
+
+    @property
+    def world_offset(self) -> F64:
+        """(3,) float64 metres: position + world_offset is in the dataset's world."""
+        return np.asarray(self.attrs["world_offset"], np.float64)
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return int(self.attrs["complete"]["views"])
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """A whole array of `points/` in memory, one row per point.
+
+        Raises:
+            UserError: this scene has no such array, or it cannot be read.
+        """
+        if name not in self.points:
+            known = ", ".join(sorted(self.points.array_keys()))
+            raise UserError(f"{self.path}: no array '{name}' in this scene's points; it has {known}")
+        return self._array(self.points, name)
+
+    def view(self, index: int) -> View:
+        """The view at `index` (0 ≤ index < len(scene)), with its points in memory.
+
+        Raises:
+            UserError: no view of this index, or its points cannot be read.
+        """
+        table = self.view_table
+        if not 0 <= index < len(self):
+            raise UserError(f"{self.path}: no view {index}; this scene has views 0 to {len(self) - 1}")
+        rows = slice(int(table["point_offset"][index]), int(table["point_offset"][index + 1]))
+        height, width = (int(n) for n in table["image_size"][index])
+        strings: dict[str, Any] = dict(self.views.attrs)
+        names = ("position", "color", "confidence", "pixel", "label")
+        return View(
+            frame_id=int(table["frame_id"][index]),
+            camera=strings["cameras"][table["camera"][index]],
+            image=Path(self.attrs["root"]) / strings["images"][index],
+            image_size=(height, width),
+            has_label=bool(table["has_label"][index]),
+            intrinsics=table["intrinsics"][index],
+            camera_to_world=table["camera_to_world"][index],
+            truth=self._array(self.points, "truth", rows) if self.has_truth else None,
+            **{name: self._array(self.points, name, rows) for name in names},
+        )
+
+    def sample(self, index: int) -> NoReturn:
+        """The training item of the view at `index`: its precomputed subsample of points, image and labels.
+
+        Raises:
+            UserError: no samples were made for this scene.
+        """
+        if "samples" not in self.group:
+            raise UserError(f"{self.path}: no samples in this scene yet; run `rw3d-prep sample-views {self.path}`")
+        raise NotImplementedError(f"{self.path}: reading sample {index}")
+
+    def _array(self, group: zarr.Group, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(group[name][rows])  # type: ignore[index]
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"{self.path}: array {group.basename}/{name} cannot be read ({error}); "
+                f"run `rw3d-prep verify {self.path}`, then delete the store and reconstruct it again"
+            ) from error
+
+    def colors(self, by: Coloring = "rgb") -> U8:
+        """(N, 3) uint8 colour per point: photo colours, class colours, grey confidence ranks, or one per view.
+
+        Raises:
+            UserError: an unknown `by`, or "truth" where the scene has no dense labels.
+        """
+        if by not in get_args(Coloring):
+            raise UserError(f"colors(by={by!r}): points can be coloured by {', '.join(get_args(Coloring))}")
+        if by == "rgb":
+            return self.read("color")
+        if by == "confidence":
+            confidence = self.read("confidence")
+            rank = np.searchsorted(np.sort(confidence), confidence, side="right") / max(len(confidence), 1)
+            return np.repeat((255 * rank).astype(np.uint8)[:, None], 3, axis=1)
+        if by == "view":
+            hues = np.random.default_rng(0).integers(60, 255, (len(self), 3)).astype(np.uint8)
+            return np.repeat(hues, np.diff(self.view_table["point_offset"]), axis=0)
+        colors: U8 = self.classes.palette[self.read(by)]
+        return colors
+
+    def to_open3d(self, by: Coloring = "rgb") -> open3d.geometry.PointCloud:
+        """The scene as an Open3D point cloud (needs the extra `prep`)."""
+        try:
+            import open3d
+        except ImportError as error:
+            raise UserError("to_open3d() needs Open3D: pip install 'rw3d[prep]'") from error
+        cloud = open3d.geometry.PointCloud()
+        cloud.points = open3d.utility.Vector3dVector(self.read("position").astype(np.float64))
+        cloud.colors = open3d.utility.Vector3dVector(self.colors(by) / 255.0)
+        return cloud
+
+    def content_hash(self) -> str:
+        """SHA-256 over the decoded arrays and the attributes that describe them; free of times, paths and codecs."""
+        digest = hashlib.sha256()
+        for key in ("schema_version", "dataset", "split", "sequence", "config_hash", "classes", "world_offset"):
+            digest.update(repr((key, self.attrs[key])).encode())
+        for group in (self.points, self.views):
+            for name in sorted(group.array_keys()):
+                values = self._array(group, name)
+                digest.update(repr((name, values.dtype.str, values.shape)).encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def _facts(self) -> dict[str, str]:
+        counts = self.attrs["complete"]
+        share = counts["labelled_points"] / max(counts["points"], 1)
+        return {
+            "scene": self.name,
+            "dataset": f"{self.attrs['dataset']} ({self.attrs['backend']['name']} geometry)",
+            "views": f"{len(self):,} ({int(self.view_table['has_label'].sum())} with sparse labels)",
+            "points": f"{self.n_points:,} ({share:.1%} labelled, {len(self.classes)} classes)",
+            "arrays": ", ".join(sorted(self.points.array_keys())) + " · views/*",
+            "path": str(self.path),
+        }
+
+    def __repr__(self) -> str:
+        return "Scene\n" + "\n".join(f"  {key:8} {value}" for key, value in self._facts().items())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for key, value in self._facts().items()
+        )
+        swatches = " ".join(
+            f"<span style='white-space:nowrap;margin-right:1em' title='train id {item.train_id:d}'>"
+            f"<span style='background:#{bytes(item.color).hex()};padding:0 .6em;margin-right:.4em'></span>"
+            f"{html.escape(item.name)}</span>"
+            for item in self.classes.classes
+        )
+        legend = f"<tr><th style='text-align:left'>classes</th><td style='text-align:left'>{swatches}</td></tr>"
+        return f"<table>{rows}{legend if swatches else ''}</table>"
+
+
+def open_scene(path: str | Path) -> Scene:
+    """Open a finished scene store for reading.
+
+    Raises:
+        UserError: no store at this path, one that was never finished, or one of another schema version.
+    """
+    return Scene(path)
+
+
+def _finished_attributes(path: Path) -> dict[str, Any]:
+    if not (path / "zarr.json").is_file():
+        hint = "open_collection() opens a folder of scenes" if path.is_dir() else "see what `rw3d-prep inspect` lists"
+        raise UserError(f"{path}: no scene store here; {hint}")
+    try:
+        attrs: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
+    except (ValueError, KeyError, OSError, zarr.errors.GroupNotFoundError) as error:
+        raise UserError(f"{path}: its zarr.json cannot be read ({error}); reconstruct this scene again") from error
+    if "complete" not in attrs:
+        raise UserError(f"{path}: this scene was never finished; run `rw3d-prep reconstruct` again")
+    if attrs.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: written with schema version {attrs.get('schema_version')}, this rw3d reads {SCHEMA_VERSION}; "
+            "install the matching rw3d or reconstruct the scene again"
+        )
+    return attrs

@@ -1,0 +1,101 @@
+"""The scene store's contract: every array's name, type, unit, chunks and codecs, declared once.
+
+A scene is a Zarr v3 group `<first frame>-<last frame>.zarr` with the groups `points` (one row per 3D point, views one
+after another) and `views` (one row per view). Chunk sizes and codecs are measured choices: rows of a view lie in one
+or two chunks, a position compresses best when shuffled over its 12 bytes, colours do not compress at all, and crc32c
+inside the shard catches what lossless codecs let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
+
+SCHEMA_VERSION = 1
+CHUNK_ROWS = 131_072
+SHARD_ROWS = 32 * CHUNK_ROWS
+STORE_SUFFIX = ".zarr"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array: `row` is the shape behind the first axis, `dims` its axes' names, `fill` what no data reads as."""
+
+    name: str
+    row: tuple[int, ...]
+    dtype: str
+    fill: float | int | bool
+    dims: tuple[str, ...]
+    unit: str
+    meaning: str
+    compress: tuple[Any, ...] = ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Uncompressed bytes per row."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.row, dtype=int))
+
+
+def _lz4(item_size: int) -> tuple[BloscCodec]:
+    return (BloscCodec(typesize=item_size, cname="lz4", clevel=5, shuffle="shuffle"),)
+
+
+_ZSTD = (ZstdCodec(level=1),)
+_NAN = float("nan")
+
+# fmt: off
+POINTS: tuple[ArraySpec, ...] = (
+    ArraySpec("position", (3,), "float32", _NAN, ("point", "xyz"), "m", "point in the scene's world; add world_offset for the dataset's world", _lz4(12)),
+    ArraySpec("color", (3,), "uint8", 0, ("point", "rgb"), "", "colour of the source pixel"),
+    ArraySpec("confidence", (), "float32", _NAN, ("point",), "", "reconstruction confidence, raw as the backend gave it", _lz4(4)),
+    ArraySpec("pixel", (), "uint32", 2**32 - 1, ("point",), "", "row · image width + column in the source image, EXIF orientation applied", _lz4(4)),
+    ArraySpec("label", (), "uint8", 255, ("point",), "", "train id of the sparse label at the source pixel; 255 = unlabelled", _ZSTD),
+    ArraySpec("truth", (), "uint8", 255, ("point",), "", "train id of the dense label, for metrics only; 255 = ignored", _ZSTD),
+)
+VIEWS: tuple[ArraySpec, ...] = (
+    ArraySpec("frame_id", (), "int64", -1, ("view",), "", "frame id in the dataset"),
+    ArraySpec("camera", (), "uint8", 255, ("view",), "", "index into the group attribute `cameras`"),
+    ArraySpec("image_size", (2,), "int32", -1, ("view", "height_width"), "px", "height and width of the source image"),
+    ArraySpec("grid_size", (2,), "int32", -1, ("view", "height_width"), "px", "height and width of the reconstruction grid"),
+    ArraySpec("pixel_map", (4,), "float64", _NAN, ("view", "coefficient"), "px", "column scale, column offset, row scale, row offset: grid cell to source pixel"),
+    ArraySpec("point_offset", (), "int64", -1, ("view_boundary",), "", "points of view v are rows [point_offset[v], point_offset[v + 1])"),
+    ArraySpec("intrinsics", (3, 3), "float64", _NAN, ("view", "row", "column"), "px", "pinhole matrix of the source image, integer coordinates at pixel centres"),
+    ArraySpec("camera_to_world", (4, 4), "float64", _NAN, ("view", "row", "column"), "m", "OpenCV camera axes to the scene's world"),
+    ArraySpec("has_label", (), "bool", False, ("view",), "", "the view has a sparse label image"),
+    ArraySpec("confidence_threshold", (), "float32", _NAN, ("view",), "", "smallest confidence that was kept"),
+    ArraySpec("covered", (), "float32", _NAN, ("view",), "", "share of the source image under the grid"),
+    ArraySpec("finite_share", (), "float32", _NAN, ("view",), "", "share of grid cells with valid, finite geometry"),
+    ArraySpec("depth_range", (2,), "float32", _NAN, ("view", "quantile"), "m", "1 % and 99 % quantile of the kept points' depth"),
+    ArraySpec("reprojection_residual", (), "float32", _NAN, ("view",), "", "median relative depth difference of this view's points seen from the view before"),
+)
+# fmt: on
+
+
+def create_array(group: zarr.Group, spec: ArraySpec, rows: int) -> zarr.Array[Any]:
+    """Create one array of `rows` rows; points are chunked and sharded, the small view tables are one chunk each."""
+    sharded = spec in POINTS
+    rows_per_chunk = CHUNK_ROWS if sharded else max(rows, 1)
+    return group.create_array(
+        spec.name,
+        shape=(rows, *spec.row),
+        dtype=spec.dtype,
+        chunks=(rows_per_chunk, *spec.row),
+        shards=(SHARD_ROWS, *spec.row) if sharded else None,
+        fill_value=spec.fill,
+        serializer=BytesCodec(),
+        compressors=(*spec.compress, Crc32cCodec()),
+        filters=(),
+        dimension_names=spec.dims,
+        attributes={"unit": spec.unit, "meaning": spec.meaning},
+        config={"write_empty_chunks": True},
+    )
+
+
+def point_arrays(with_truth: bool) -> Sequence[ArraySpec]:
+    """The arrays of `points/`: `truth` only where the dataset has dense labels."""
+    return POINTS if with_truth else POINTS[:-1]

@@ -1,0 +1,355 @@
+"""The command line of preparation. Heavy packages are imported inside the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rw3d_common.errors import Exit, Stopped, UserError
+from rw3d_common.log import configure, log
+from rw3d_common.manifest import dataset_entry, default_root, load_manifest
+
+if TYPE_CHECKING:
+    from rw3d_prep.config import PrepConfig
+
+app = typer.Typer(
+    name="rw3d-prep",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Turn video with sparse labels into reconstructed, labelled 3D scenes.\n\n"
+    "A first try, without data, GPU or weights: `rw3d-prep demo`, then `rw3d-prep reconstruct --dataset demo`, then "
+    "`rw3d-prep inspect stores/demo`.",
+)
+datasets_app = typer.Typer(
+    no_args_is_help=False, help="What rw3d knows of each dataset; `check` looks at a copy of it."
+)
+app.add_typer(datasets_app, name="datasets")
+
+
+CORES = os.cpu_count() or 1
+
+
+class BackendKind(StrEnum):
+    mapanything = "mapanything"
+    stereo = "stereo"
+    sensor = "sensor"
+
+
+class Color(StrEnum):
+    rgb = "rgb"
+    label = "label"
+    truth = "truth"
+    confidence = "confidence"
+    view = "view"
+
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="A dataset of data_manifest.yaml (`rw3d-prep datasets`); its recipe is pipelines/DATASET.yaml."),
+]
+Root = Annotated[Path | None, typer.Option(help="Where its files lie. Default: $RW3D_DATA/DATASET, else data/DATASET.")]
+Out = Annotated[Path | None, typer.Option(help="Where scenes go. Default: stores/DATASET.")]
+Backend = Annotated[
+    BackendKind | None,
+    typer.Option(
+        help="What makes the geometry: mapanything (GPU and weights), stereo (rectified pairs, CPU), sensor (depth or LiDAR)."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most frames per scene; 1 reconstructs each image alone. Default: the recipe's, 200."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A recipe of your own instead of pipelines/DATASET.yaml.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the recipe, e.g. --set fuse.confidence_percentile=20. Repeatable.",
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Scenes made at a time on this machine's cores (1 for a GPU). The bytes do not depend on it."
+    ),
+]
+Stores = Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")]
+Model = Annotated[str | None, typer.Option(help="MapAnything's hub id, e.g. facebook/map-anything-apache.")]
+Revision = Annotated[str | None, typer.Option(help="Commit hash of the weights; ids get repointed, hashes do not.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder with config.json and model.safetensors, for machines without internet.")
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        help="MapAnything's input: fixed_mapping (crops to a fixed aspect ratio, the paper's) or longest_side (keeps nearly all)."
+    ),
+]
+
+
+@app.command()
+def reconstruct(
+    dataset: Dataset = None,
+    root: Root = None,
+    out: Out = None,
+    backend: Backend = None,
+    batch_size: BatchSize = None,
+    config: ConfigFile = None,
+    assignments: Set = None,
+    workers: Workers = 1,
+    model: Model = None,
+    revision: Revision = None,
+    weights: Weights = None,
+    resize: Resize = None,
+) -> None:
+    """Reconstruct every batch of frames into one scene store.
+
+    Finished scenes are kept: after a crash or Ctrl-C, the same command goes on where it stopped. Exit codes: 0 all
+    done, 2 bad input, 3 some batches failed (failures.jsonl says why), 75 stopped by a signal.
+    """
+    from rw3d_prep.pipeline import reconstruct as run
+
+    settings = _settings(dataset, config, backend, batch_size, assignments, model, revision, weights, resize)
+    source, target = _folders(settings.dataset.name, root, out)
+    log.info(
+        f"reconstruct {settings.dataset.name} ({', '.join(settings.dataset.splits)}) in {source} with {settings.backend.kind}, "
+        f"up to {settings.batching.size} frames per scene, into {target}"
+    )
+    outcome = run(settings, source, target, workers)
+    _show_scenes(target)
+    if outcome.failed:
+        log.error(
+            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.written) + len(outcome.skipped)} batches failed: {target / 'failures.jsonl'}"
+        )
+    else:
+        log.info(f"next: rw3d-prep inspect {target}, or notebooks/scene_tour.ipynb")
+    raise typer.Exit(outcome.exit_code())
+
+
+@app.command()
+def plan(
+    dataset: Dataset = None,
+    root: Root = None,
+    out: Out = None,
+    backend: Backend = None,
+    batch_size: BatchSize = None,
+    config: ConfigFile = None,
+    assignments: Set = None,
+    workers: Workers = 1,
+    resize: Resize = None,
+) -> None:
+    """Say what `reconstruct` with the same options will cost: images, batches, points, memory, disk and hours."""
+    from rw3d_prep.pipeline import find_batches
+    from rw3d_prep.plan import make_plan
+    from rw3d_prep.plan_table import plan_table
+
+    settings = _settings(dataset, config, backend, batch_size, assignments, None, None, None, resize)
+    source, target = _folders(settings.dataset.name, root, out)
+    batches, notes = find_batches(settings, source)
+    for note in notes:
+        log.warning(note)
+    Console().print(plan_table(make_plan(batches, settings, source, workers), settings, target))
+
+
+@app.command()
+def demo(
+    root: Annotated[
+        Path | None, typer.Option(help="Where the street goes. Default: $RW3D_DATA/demo, else data/demo.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed is another town.")] = 0,
+    train_sequences: Annotated[int, typer.Option(min=1)] = 6,
+    val_sequences: Annotated[int, typer.Option(min=0)] = 2,
+    train_frames: Annotated[int, typer.Option(min=2, help="Frames per training sequence, 1 m apart.")] = 20,
+    val_frames: Annotated[int, typer.Option(min=2, help="Frames per validation sequence.")] = 10,
+    workers: Workers = CORES,
+) -> None:
+    """Make the built-in street: stereo drives with poses, LiDAR, labels and scribbles, in KITTI-360's layout."""
+    from rw3d_common.log import progress
+    from rw3d_prep.demo.generate import DemoConfig, generate
+
+    target = root or default_root("demo")
+    settings = DemoConfig(
+        seed=seed,
+        train_sequences=train_sequences,
+        val_sequences=val_sequences,
+        train_frames=train_frames,
+        val_frames=val_frames,
+    )
+    frames = train_sequences * train_frames + val_sequences * val_frames
+    log.info(f"render {frames} stereo frames of {train_sequences + val_sequences} streets into {target}")
+    with progress("demo", frames, "frames") as advance:
+        done = 0
+
+        def report(now: int, _total: int) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        generate(target, settings, workers=workers, progress=report)
+    log.info(f"next: rw3d-prep reconstruct --dataset demo --root {target} --workers {workers}")
+
+
+@app.command()
+def verify(stores: Stores) -> None:
+    """Re-read scenes and compare every file, array, count and invariant with what was promised; 3 if any fails."""
+    from rw3d_common.collection import store_paths
+    from rw3d_common.log import progress
+    from rw3d_prep.verify import verify as run
+
+    with progress("verify", len(store_paths(stores)), "scenes") as advance:
+        faults = run(stores, advance)
+    console = Console()
+    for fault in faults:
+        console.print(fault, markup=False, highlight=False, soft_wrap=True)
+    if faults:
+        log.error(f"{len(faults)} faults; delete the faulty scenes and run `rw3d-prep reconstruct` again")
+        raise typer.Exit(Exit.PARTIAL)
+    console.print(f"{stores}: all {len(store_paths(stores))} scenes are intact")
+
+
+@app.command()
+def inspect(
+    stores: Stores,
+    scenes: Annotated[int, typer.Option(min=0, help="Of how many scenes to show a table of views.")] = 1,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a PNG of the first scene's cloud, in photo and label colours.")
+    ] = None,
+) -> None:
+    """Show tables: points per scene and view, labelled share per class, confidence quantiles, coverage, health."""
+    from rw3d_common.collection import open_collection
+    from rw3d_prep.report import report
+
+    collection = list(open_collection(stores))
+    Console().print(report(collection, views_of=scenes))
+    if picture:
+        from rw3d_prep.picture import write_picture
+
+        write_picture(collection[0], picture)
+        log.info(f"picture of {collection[0].name}: {picture}")
+
+
+@app.command()
+def export(
+    stores: Stores,
+    ply: Annotated[Path, typer.Option(help="The PLY file to write, or a folder for several scenes.")],
+    color: Annotated[Color, typer.Option(help="What the colours show.")] = Color.rgb,
+) -> None:
+    """Write scenes as PLY point clouds that MeshLab, CloudCompare and Open3D open."""
+    from rw3d_common.collection import open_collection
+    from rw3d_prep.export import export_ply
+
+    collection = open_collection(stores)
+    for scene in collection:
+        path = ply if len(collection) == 1 and ply.suffix == ".ply" else ply / f"{scene.name}.ply"
+        log.info(f"{path}: {export_ply(scene, path, color.value):,} points")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: package versions, GPU, weights, system libraries; each fault with its mend."""
+    from rw3d_prep.doctor import collect, report
+
+    Console().print(report(collect()))
+
+
+@datasets_app.callback(invoke_without_command=True)
+def datasets(context: typer.Context) -> None:
+    """List the datasets of data_manifest.yaml."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    table = Table("name", "dataset", "splits", "classes", "licence", "looked for in")
+    for name, entry in load_manifest().datasets.items():
+        table.add_row(
+            name, entry.title, ", ".join(entry.splits), str(len(entry.classes)), entry.licence, str(default_root(name))
+        )
+    Console().print(table)
+
+
+@datasets_app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="A dataset of `rw3d-prep datasets`.")], root: Root = None
+) -> None:
+    """Say what of a dataset is present, missing and unexpected below its root, with counts; 2 if anything is missing."""
+    from rw3d_prep.check import check_layout, frame_counts
+    from rw3d_prep.check_table import frames_table, layout_table
+
+    entry, source = dataset_entry(dataset), root or default_root(dataset)
+    layout = check_layout(source, entry)
+    console = Console()
+    console.print(layout_table(source, layout))
+    if layout.missing:
+        missing = ", ".join(part.glob for part in layout.missing)
+        raise UserError(f"{source}: missing {missing}; get {entry.title} from {entry.source}")
+    counts, notes = frame_counts(source, dataset, tuple(entry.splits))
+    console.print(frames_table(counts))
+    for note in notes:
+        log.warning(note)
+
+
+def _settings(
+    dataset: str | None,
+    config: Path | None,
+    backend: BackendKind | None,
+    batch_size: int | None,
+    assignments: list[str] | None,
+    model: str | None,
+    revision: str | None,
+    weights: Path | None,
+    resize: str | None,
+) -> PrepConfig:
+    from rw3d_prep.config import load_config
+
+    named = {"model": model, "revision": revision, "weights": weights, "resize": resize}
+    named_set = [f"backend.{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None]
+    return load_config(
+        dataset, config, backend.value if backend else None, batch_size, [*named_set, *(assignments or [])]
+    )
+
+
+def _folders(dataset: str, root: Path | None, out: Path | None) -> tuple[Path, Path]:
+    return root or default_root(dataset), out or Path("stores") / dataset
+
+
+def _show_scenes(out: Path) -> None:
+    from rw3d_common.collection import open_collection, store_paths
+    from rw3d_prep.report import scenes_table
+
+    if store_paths(out):
+        Console().print(scenes_table(list(open_collection(out))))
+
+
+def _stop(signum: int, _frame: Any) -> None:
+    raise Stopped(signal.Signals(signum).name)
+
+
+def main() -> None:
+    """Entry point of `rw3d-prep`: runs a command and turns errors into one sentence and an exit code."""
+    configure()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, _stop)
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        log.error(f"rw3d-prep: {error}")
+        sys.exit(Exit.BAD_INPUT)
+    except Stopped as stop:
+        log.warning(f"stopped by {stop}; the same command goes on from here")
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.exit(Exit.STOPPED)

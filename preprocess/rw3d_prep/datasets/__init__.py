@@ -1,0 +1,84 @@
+"""Dataset adapters: each reads one official on-disk layout and returns typed Frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from rw3d_common.config import Section
+from rw3d_common.errors import UserError
+from rw3d_common.manifest import DatasetEntry, dataset_entry
+from rw3d_prep.frames import Frame
+
+
+class DatasetConfig(Section):
+    name: str
+    """A dataset of data_manifest.yaml."""
+    splits: tuple[str, ...] = ("train",)
+    """Which splits to take; a batch never mixes them."""
+    cameras: tuple[str, ...] = ()
+    """Which cameras to take, by the dataset's names; empty means the adapter's default."""
+    sequences: tuple[str, ...] = ()
+    """Only these sequences; empty means all of the split."""
+    stride: int = Field(1, ge=1)
+    """Take every n-th frame of a sequence; frames with a sparse label are always taken."""
+    labels: str = "scribble"
+    """Which sparse labels to read: the name of the label folder."""
+
+
+@dataclass
+class FrameList:
+    """What an adapter found: frames in order, and one sentence for each kind of thing it left out."""
+
+    frames: list[Frame] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_frames(root: Path, config: DatasetConfig) -> FrameList:
+    """The frames of a dataset below `root`.
+
+    Raises:
+        UserError: the root or a required file is missing or malformed, or nothing was found.
+    """
+    entry = dataset_entry(config.name)
+    if not root.exists():
+        raise UserError(
+            f"{root}: no such folder; put {entry.title} there ({entry.source}), or say where it is with --root DIR"
+        )
+    found = _adapter_frames(root, config, entry)
+    if not found.frames:
+        raise UserError(
+            f"{root}: no frame of {config.name} {'/'.join(config.splits)} found; run `rw3d-prep datasets check {config.name} --root {root}`"
+        )
+    found.frames = _strided(found.frames, config.stride)
+    return found
+
+
+def _adapter_frames(root: Path, config: DatasetConfig, entry: DatasetEntry) -> FrameList:
+    match entry.adapter:
+        case "kitti360":
+            from rw3d_prep.datasets.kitti360 import kitti360_frames
+
+            return kitti360_frames(root, config, entry)
+        case "rgbd":
+            from rw3d_prep.datasets.rgbd import rgbd_frames
+
+            return rgbd_frames(root, config, entry)
+        case "folder":
+            from rw3d_prep.datasets.folder import folder_frames
+
+            return folder_frames(root, config, entry)
+
+
+def _strided(frames: Sequence[Frame], stride: int) -> list[Frame]:
+    """Every `stride`-th moment of each (split, sequence), and every labelled frame."""
+    moment: dict[tuple[str, str], list[int]] = {}
+    for frame in frames:
+        ids = moment.setdefault((frame.split, frame.sequence), [])
+        if not ids or ids[-1] != frame.id:
+            ids.append(frame.id)
+    kept = {key: set(ids[::stride]) for key, ids in moment.items()}
+    return [frame for frame in frames if frame.label or frame.id in kept[frame.split, frame.sequence]]

@@ -1,0 +1,76 @@
+"""A picture of a scene's cloud, in photo colours and in labels, without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rw3d_common.cameras import F64, project
+from rw3d_common.labels import IGNORE, U8
+from rw3d_common.scene import Scene
+
+BACKGROUND = 18
+MOST_POINTS = 6_000_000  # more do not show in a picture of this size
+
+
+def scene_picture(scene: Scene, width: int = 1280, height: int = 560) -> U8:
+    """The cloud seen from above and behind its first camera: photo colours, over labels; (2·height, width, 3) uint8.
+
+    The lower half shows the sparse labels in class colours on a dimmed grey cloud.
+    """
+    step = max(scene.n_points // MOST_POINTS, 1)
+    position = scene.read("position")[::step]
+    camera_to_world, intrinsics = _overview_camera(scene, position, width, height)
+    u, v, z = project(position, intrinsics, camera_to_world)
+    photo = scene.colors("rgb")[::step]
+    upper = _splat(u, v, z, photo, width, height)
+    label = scene.read("label")[::step]
+    labelled = label != IGNORE
+    grey = (photo.mean(axis=1, keepdims=True) * 0.45).astype(np.uint8).repeat(3, axis=1)
+    painted = np.where(labelled[:, None], scene.classes.palette[label], grey)
+    lower = _splat(u, v, z, painted, width, height, in_front=labelled)
+    return np.vstack([upper, lower])
+
+
+def _overview_camera(scene: Scene, position: np.ndarray, width: int, height: int) -> tuple[F64, F64]:
+    """A virtual camera behind and above the first one, looking along it and tilted down, and its intrinsics.
+
+    How far back and how high follows from the depth of the scene, so that rooms and streets both fill the picture.
+    """
+    poses = scene.view_table["camera_to_world"]
+    first = poses[0]
+    depth = float(np.median(project(position[::97], np.eye(3), first)[2]))
+    reach = max(abs(depth), 0.5)
+    tilt = np.deg2rad(16)
+    down = np.array([[1, 0, 0], [0, np.cos(tilt), np.sin(tilt)], [0, -np.sin(tilt), np.cos(tilt)]])
+    camera = first.copy()
+    camera[:3, :3] = first[:3, :3] @ down
+    camera[:3, 3] = first[:3, 3] - first[:3, 2] * 0.55 * reach - first[:3, 1] * 0.38 * reach
+    focal = 0.62 * width
+    return camera, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+
+
+def _splat(u: F64, v: F64, z: F64, color: U8, width: int, height: int, in_front: np.ndarray | None = None) -> U8:
+    """Paint points far to near, each as a square whose size falls with depth; `in_front` points are painted last."""
+    image = np.full((height, width, 3), BACKGROUND, np.uint8)
+    near = float(np.quantile(z[z > 0], 0.02)) if (z > 0).any() else 1.0
+    seen = np.flatnonzero((z > 0.3 * near) & (u > -2) & (v > -2) & (u < width + 1) & (v < height + 1))
+    order = np.argsort(-z[seen]) if in_front is None else np.lexsort((-z[seen], in_front[seen]))
+    seen = seen[order]
+    column, row = u[seen].astype(int), v[seen].astype(int)
+    large = z[seen] < 4 * near
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        chosen = large if (dy, dx) != (0, 0) else np.ones(len(seen), bool)
+        y, x, source = row[chosen] + dy, column[chosen] + dx, seen[chosen]
+        inside = (y >= 0) & (x >= 0) & (y < height) & (x < width)
+        image[y[inside], x[inside]] = color[source[inside]]  # later entries win, and they are nearer
+    return image
+
+
+def write_picture(scene: Scene, path: Path) -> None:
+    """Write `scene_picture` as a PNG."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scene_picture(scene)).save(path)

@@ -1,0 +1,47 @@
+"""The table of `rw3d-prep plan`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.table import Table
+
+from rw3d_prep.config import PrepConfig
+from rw3d_prep.plan import Plan
+
+
+def plan_table(plan: Plan, config: PrepConfig, out: Path) -> Table:
+    """What a run needs, beside what this machine has."""
+    how = "measured on a few views" if plan.measured else "estimated from published figures, not measured here"
+    table = Table(
+        "what",
+        "needed",
+        "note",
+        title=f"Plan: {config.dataset.name} with {config.backend.kind} into {out}",
+        title_justify="left",
+    )
+    table.add_row("images", f"{plan.views:,}", f"{plan.labelled:,} with sparse labels")
+    table.add_row(
+        "batches = scenes", f"{plan.batches:,}", f"up to {plan.largest_batch} of {config.batching.size} frames"
+    )
+    table.add_row("points", f"{plan.points / 1e6:,.1f} M", how)
+    table.add_row("disk", f"{plan.disk / 1e9:,.2f} GB", f"{_free(out) / 1e9:,.0f} GB free; {how}")
+    table.add_row("memory", f"{plan.memory / 1e9:,.1f} GB", "estimate for all workers")
+    if plan.gpu_memory:
+        table.add_row(
+            "GPU memory",
+            f"{plan.gpu_memory / 1e9:,.1f} GB",
+            f"for {plan.largest_batch} images; halve --batch-size to save about half of what is above 6 GB",
+        )
+    table.add_row("time", _duration(plan.seconds), how)
+    return table
+
+
+def _free(path: Path) -> int:
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"

@@ -1,0 +1,46 @@
+"""`manifest.json` of a collection: what lies in it, with SHA-256 and size per file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rw3d_common.collection import store_paths
+from rw3d_common.scene import Scene, open_scene
+from rw3d_prep.write import sha256_of
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(out: Path) -> None:
+    """Write `manifest.json` of the finished scenes in `out`, atomically; it can be made anew at any time."""
+    scenes = [open_scene(path) for path in store_paths(out)]
+    entries = {scene.path.relative_to(out).as_posix(): _entry(scene) for scene in scenes}
+    manifest = {"scenes": entries, "class_points": _class_points(scenes)}
+    temporary = out / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(out / MANIFEST)
+
+
+def _entry(scene: Scene) -> dict[str, Any]:
+    root = scene.path / "zarr.json"
+    files = {**scene.attrs["complete"]["files"], "zarr.json": {"sha256": sha256_of(root), "size": root.stat().st_size}}
+    keys = ("dataset", "split", "sequence", "config_hash", "class_map_hash")
+    return {
+        **{key: scene.attrs[key] for key in keys},
+        **{key: scene.attrs["complete"][key] for key in ("views", "points", "labelled_points", "finished")},
+        "files": files,
+    }
+
+
+def _class_points(scenes: list[Scene]) -> dict[str, int]:
+    """Sparsely labelled points per class name, over all scenes."""
+    totals: dict[str, int] = {}
+    for scene in scenes:
+        counts = scene.attrs["complete"]["class_points"]["label"]
+        for item in scene.classes.classes:
+            totals[item.name] = totals.get(item.name, 0) + counts.get(str(item.train_id), 0)
+    return {name: int(np.int64(count)) for name, count in totals.items()}

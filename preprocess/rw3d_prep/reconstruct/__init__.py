@@ -1,0 +1,50 @@
+"""Backends: what turns a batch of frames into geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from rw3d_prep.frames import Frame
+from rw3d_prep.reconstruct.base import Backend
+from rw3d_prep.reconstruct.mapanything import MapAnythingConfig
+from rw3d_prep.reconstruct.sensor import SensorConfig
+from rw3d_prep.reconstruct.stereo import StereoConfig
+
+BackendConfig = Annotated[MapAnythingConfig | StereoConfig | SensorConfig, Field(discriminator="kind")]
+KINDS = ("mapanything", "stereo", "sensor")
+
+
+def make_backend(config: BackendConfig) -> Backend:
+    """The backend of a configuration; heavy packages are imported when it first works.
+
+    Raises:
+        UserError: something the backend needs is not on this machine.
+    """
+    match config.kind:
+        case "mapanything":
+            from rw3d_prep.reconstruct.mapanything import MapAnythingBackend
+
+            return MapAnythingBackend(config)
+        case "stereo":
+            from rw3d_prep.reconstruct.stereo import StereoBackend
+
+            return StereoBackend(config)
+        case "sensor":
+            from rw3d_prep.reconstruct.sensor import SensorBackend
+
+            return SensorBackend(config)
+
+
+def usable_frames(frames: Sequence[Frame], needs: Sequence[str]) -> tuple[list[Frame], list[str]]:
+    """The frames that have what a backend needs, and one sentence per need that others lack ('a|b' = either)."""
+    kept, notes = list(frames), []
+    for need in needs:
+        fit = [frame for frame in kept if any(getattr(frame, name) is not None for name in need.split("|"))]
+        if len(fit) < len(kept):
+            what = {"camera_to_world": "pose", "right": "right image"}.get(need, need.replace("|", " or "))
+            notes.append(f"{len(kept) - len(fit):,} of {len(frames):,} frames have no {what} and are dropped")
+        kept = fit
+    return kept, notes

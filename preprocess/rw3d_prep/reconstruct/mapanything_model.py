@@ -1,0 +1,269 @@
+"""Finding and loading MapAnything's weights, package and device, and what to say when one of them is missing.
+
+The package is not on PyPI and loads parts of itself from the network at run time; docs/mapanything.md tells how to
+install it and to have everything local. torch and the package are imported inside functions only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rw3d_common.errors import UserError
+
+if TYPE_CHECKING:
+    from rw3d_prep.reconstruct.mapanything import MapAnythingConfig
+
+GUIDE = "docs/mapanything.md"
+WEIGHT_FILES = ("config.json", "model.safetensors")
+PACKAGES = ("torch", "torchvision", "uniception", "mapanything")
+
+
+class Weights(NamedTuple):
+    """A published set of weights: hub commit, SHA-256 of its model.safetensors, licence."""
+
+    revision: str
+    sha256: str
+    licence: str
+
+
+# As recorded by several public projects that pinned and hashed them; how to check: docs/mapanything.md
+KNOWN = {
+    "facebook/map-anything": Weights(
+        "a1d87e9086706fb9974f3be5a3e3a0ca5401c5aa",
+        "981f060c64664dff3272b5f5a823d350abe71a2f144444db4cfc325f3ed5a3a0",
+        "CC-BY-NC-4.0",
+    ),
+    "facebook/map-anything-apache": Weights(
+        "00f9c245bbcb60522d1ed7f9e9d88462c6e3f38a",
+        "fa06c0fdccefc5048e072c85935d5789b1e36b307f3859033c17f9dcb9fd5201",
+        "Apache-2.0",
+    ),
+}
+LICENCES = {
+    **{name: weights.licence for name, weights in KNOWN.items()},
+    "facebook/map-anything-v1": "CC-BY-NC-4.0",
+    "facebook/map-anything-apache-v1": "Apache-2.0",
+}
+
+
+def load_model(config: MapAnythingConfig) -> Any:
+    """The model on its device, loaded once per process.
+
+    What needs neither torch nor a network is checked first, and the device before anything is downloaded.
+
+    Raises:
+        UserError: weights, package or GPU missing, torch and torchvision of different builds, or weights that do not
+            fit the package.
+    """
+    revision = "" if config.weights is not None else pinned_revision(config)
+    if config.weights is not None:
+        weights_folder(config.weights)
+    require_packages()
+    device = choose_device(config.device)
+    if config.weights is not None and dinov2_code() is None:
+        raise _no_dinov2()
+    return _load_once(config.weights, config.model, revision, device)
+
+
+@cache
+def _load_once(weights: Path | None, model: str, revision: str, device: str) -> Any:
+    folder = weights if weights is not None else _download(model, revision)
+    with _local_dinov2(), redirect_stdout(sys.stderr):  # the package prints; standard output is for tables and paths
+        return _from_pretrained(folder).to(device).eval()
+
+
+@contextmanager
+def _local_dinov2() -> Iterator[None]:
+    """Have the encoder take DINOv2's code from torch.hub's cache if it is there, without a word to the network.
+
+    uniception asks torch.hub for it by its GitHub name, and torch.hub asks the network for the branch even then.
+    """
+    code = dinov2_code()
+    if code is None:
+        yield
+        return
+    import torch
+
+    original = torch.hub.load
+
+    def load(repository: str, entry: str, *, force_reload: bool = False, **options: Any) -> Any:
+        return original(str(code), entry, source="local", **options)
+
+    torch.hub.load = load
+    try:
+        yield
+    finally:
+        torch.hub.load = original
+
+
+def _from_pretrained(folder: Path) -> Any:
+    from mapanything.models import MapAnything
+
+    damaged = importlib.import_module("safetensors").SafetensorError
+    try:
+        encoder = json.loads((folder / "config.json").read_text(encoding="utf-8"))["encoder_config"]
+        return MapAnything.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            strict=True,  # otherwise tensors that the file lacks stay random without a word
+            encoder_config={**encoder, "torch_hub_pretrained": False},  # the encoder's weights are in the file too
+        )
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError, damaged) as error:
+        if dinov2_code() is None:  # torch.hub could not fetch it
+            raise _no_dinov2() from error
+        raise UserError(
+            f"{folder}: these weights do not load into the installed MapAnything {package_version()} "
+            f"({_brief(error)}); use the weights and the version that {GUIDE} names"
+        ) from error
+
+
+def _no_dinov2() -> UserError:
+    return UserError(
+        f"DINOv2's code is not in {torch_home() / 'hub'}; clone github.com/facebookresearch/dinov2 there as "
+        f"facebookresearch_dinov2_main ({GUIDE}), or set TORCH_HOME to where it is"
+    )
+
+
+def _download(model: str, revision: str) -> Path:
+    """The folder of the weights in the hub's cache, fetched if they are not there yet."""
+    from huggingface_hub import snapshot_download
+
+    fetch = partial(snapshot_download, model, revision=revision, allow_patterns=list(WEIGHT_FILES))
+    with suppress(OSError, ValueError, UserError):  # cache first: offline, asking the hub takes half a minute
+        return weights_folder(Path(fetch(local_files_only=True)))
+    try:
+        return Path(fetch())
+    except (OSError, ValueError) as error:  # every error of the hub's client is one of the two
+        raise UserError(
+            f"{model} at {revision} is neither in the local cache nor to be had from the hub ({_brief(error)}); "
+            f"fetch it on a machine with a network ({GUIDE}) and pass the folder with --set backend.weights=DIR"
+        ) from error
+
+
+def pinned_revision(config: MapAnythingConfig) -> str:
+    """The hub commit to load: the configured one, or the one that this version pins for the model.
+
+    Raises:
+        UserError: neither is there; hub names are repointed, so nothing is loaded by name alone.
+    """
+    if config.revision is not None:
+        return config.revision
+    if config.model in KNOWN:
+        return KNOWN[config.model].revision
+    raise UserError(
+        f"{config.model}: no revision is pinned for these weights; take the commit hash from 'Files and versions' of "
+        "its hub page and pass it with --set backend.revision=HASH"
+    )
+
+
+def weights_folder(folder: Path) -> Path:
+    """`folder`, once it is known to hold all of WEIGHT_FILES.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    missing = [name for name in WEIGHT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: no {' and no '.join(missing)} in the weights folder; "
+            f"copy both files of the hub's repository there ({GUIDE})"
+        )
+    return folder
+
+
+def require_packages() -> None:
+    """Check that MapAnything's packages are there and that torch and torchvision load together.
+
+    Raises:
+        UserError: one is missing, or the two are of different builds.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"MapAnything needs {', '.join(missing)}, not installed here; install as {GUIDE} says, or choose "
+            "--backend stereo or --backend sensor"
+        )
+    try:
+        _import_torchvision()
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"torch and torchvision are of different builds ({_brief(error)}); install both anew from the same "
+            "index, for example pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def _import_torchvision() -> None:
+    import torchvision  # noqa: F401
+
+
+def choose_device(choice: str) -> str:
+    """ "cuda" or "cpu" for "auto", "cuda" or "cpu".
+
+    Raises:
+        UserError: a GPU is wanted and torch sees none.
+    """
+    if choice == "cpu":
+        return "cpu"
+    if _cuda_available():
+        return "cuda"
+    raise UserError(
+        "MapAnything needs a CUDA GPU and torch sees none; choose --backend stereo or --backend sensor where the "
+        "dataset allows it, or --set backend.device=cpu and be patient"
+    )
+
+
+def _cuda_available() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def torch_home() -> Path:
+    """Where torch.hub keeps code and weights: TORCH_HOME, or torch/ in the user's cache."""
+    cache_home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache_home}/torch")).expanduser()
+
+
+def dinov2_code() -> Path | None:
+    """The folder with DINOv2's code in torch.hub's cache, or None."""
+    folders = [torch_home() / "hub" / f"facebookresearch_dinov2_{branch}" for branch in ("main", "master")]
+    return next((folder for folder in folders if (folder / "hubconf.py").is_file()), None)
+
+
+def package_version() -> str:
+    """Version of the installed package, with its commit where pip recorded one; 'not installed' without it."""
+    try:
+        package = importlib.metadata.distribution("mapanything")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return f"{package.version} {commit}".strip()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read once per process as long as its size and time stay the same."""
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _brief(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" …")

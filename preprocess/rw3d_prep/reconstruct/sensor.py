@@ -1,0 +1,133 @@
+"""The `sensor` backend: measured depth or LiDAR instead of reconstruction, the paper's "Real 3D" variant.
+
+Confidence is 1 everywhere: a sensor states none (Rewis3d §4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from rw3d_common.cameras import F32, F64, PixelMap, project, unproject_depth
+from rw3d_common.config import Section
+from rw3d_common.errors import UserError
+from rw3d_common.images import image_size
+from rw3d_prep.frames import DepthMap, Frame, LidarScan
+from rw3d_prep.reconstruct.base import ViewGeometry
+
+
+class SensorConfig(Section):
+    kind: Literal["sensor"] = "sensor"
+    nearest: float = Field(0.1, ge=0)
+    """Metres; smaller depths are sensor noise or the car itself."""
+    farthest: float = Field(100.0, gt=0)
+    """Metres; larger depths are left out."""
+
+
+class SensorBackend:
+    """Depth images give a grid of their own size; LiDAR scans give the image's grid, filled where a return falls."""
+
+    needs = ("camera_to_world", "intrinsics", "depth|lidar")
+
+    def __init__(self, config: SensorConfig) -> None:
+        self.config = config
+
+    def identity(self) -> dict[str, str]:
+        """What made the geometry."""
+        return {"name": "sensor", "model": "measured depth", "revision": "", "licence": "", "version": version("rw3d")}
+
+    def reconstruct(self, frames: Sequence[Frame], world_offset: F64) -> Iterator[ViewGeometry]:
+        """Yield the measured geometry of each frame; the world is the dataset's minus `world_offset`.
+
+        Raises:
+            UserError: a depth image or scan that cannot be read or has the wrong format.
+        """
+        for frame in frames:
+            if frame.camera_to_world is None or frame.intrinsics is None:
+                raise UserError(f"{frame}: has no pose or intrinsics, which measured depth needs")
+            camera_to_world = frame.camera_to_world.copy()
+            camera_to_world[:3, 3] -= world_offset
+            size = image_size(frame.image)
+            if frame.depth is not None:
+                depth, pixel_map, grid_intrinsics = self._from_depth_map(frame.depth, frame.intrinsics, size)
+            elif frame.lidar is not None:
+                depth, pixel_map, grid_intrinsics = self._from_scan(frame.lidar, frame.intrinsics, size)
+            else:
+                raise UserError(
+                    f"{frame}: has neither a depth image nor a LiDAR scan; use --backend stereo or mapanything"
+                )
+            valid = (depth >= self.config.nearest) & (depth <= self.config.farthest)
+            yield ViewGeometry(
+                points=unproject_depth(depth, grid_intrinsics, camera_to_world),
+                confidence=np.ones(depth.shape, np.float32),
+                valid=valid,
+                intrinsics=frame.intrinsics,
+                camera_to_world=camera_to_world,
+                pixel_map=pixel_map,
+            )
+
+    def _from_depth_map(self, depth: DepthMap, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
+        """Metres (H, W); the map to the colour image follows from the two pinhole matrices (same centre and axes)."""
+        values = read_depth(depth.path)
+        scale = intrinsics[[0, 1], [0, 1]] / depth.intrinsics[[0, 1], [0, 1]]
+        offset = intrinsics[:2, 2] - scale * depth.intrinsics[:2, 2]
+        pixel_map = PixelMap(values.shape, size, scale[0], offset[0], scale[1], offset[1])
+        return values.astype(np.float32) * np.float32(depth.unit), pixel_map, depth.intrinsics
+
+    def _from_scan(self, scan: LidarScan, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
+        """Metres (H, W): depth of the nearest return whose projection rounds to the pixel, 0 where there is none.
+
+        The point is moved to its pixel's centre ray (at most half a pixel), so that point and pixel agree exactly.
+        """
+        points = read_scan(scan.path)
+        u, v, z = project(points, intrinsics, np.asarray(np.linalg.inv(scan.lidar_to_camera), np.float64))
+        seen = (z > self.config.nearest) & (u > -0.5) & (v > -0.5) & (u < size[1] - 0.5) & (v < size[0] - 0.5)
+        column, row = np.floor(u[seen] + 0.5).astype(np.int64), np.floor(v[seen] + 0.5).astype(np.int64)
+        depth = np.full(size[0] * size[1], np.inf, np.float32)
+        np.minimum.at(depth, row * size[1] + column, z[seen].astype(np.float32))
+        depth[np.isinf(depth)] = 0
+        return depth.reshape(size), PixelMap(size, size), intrinsics
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """A depth image (H, W) as stored, uint16; 0 = not measured, and so is 65535 (what 7-Scenes writes for a miss).
+
+    Raises:
+        UserError: missing, truncated, or not 16-bit.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("I;16", "I;16B", "I"):
+                raise UserError(f"{path}: depth image of mode {image.mode}; depth is a 16-bit single-channel PNG")
+            values = np.asarray(image).astype(np.uint16)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it, or remove its frame") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be decoded ({error}); copy the file again") from error
+    values[values == 65535] = 0
+    return values
+
+
+def read_scan(path: Path) -> F32:
+    """LiDAR returns (N, 3) float32 metres of a KITTI-style file of x, y, z, reflectance.
+
+    Raises:
+        UserError: missing, or not a whole number of 16-byte records.
+    """
+    try:
+        values = np.fromfile(path, np.float32)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; restore it, or remove its frame") from None
+    if values.size == 0 or values.size % 4:
+        raise UserError(
+            f"{path}: {values.size * 4} bytes are no whole number of float32 x, y, z, reflectance; copy it again"
+        )
+    points = values.reshape(-1, 4)[:, :3]
+    return points[np.isfinite(points).all(axis=1)]

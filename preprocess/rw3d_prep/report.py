@@ -1,0 +1,111 @@
+"""Tables for `rw3d-prep inspect` and for the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from rw3d_common.labels import IGNORE
+from rw3d_common.scene import Scene
+
+
+def scenes_table(scenes: Sequence[Scene]) -> Table:
+    """One row per scene."""
+    table = _table("Scenes", "scene", "geometry", "views", "labelled views", "points", "labelled", "MB", "residual")
+    for scene in scenes:
+        record = scene.attrs["complete"]
+        size = sum(file["size"] for file in record["files"].values()) / 1e6
+        residual = scene.view_table["reprojection_residual"]
+        table.add_row(
+            scene.name,
+            scene.attrs["backend"]["name"],
+            f"{len(scene):,}",
+            f"{int(scene.view_table['has_label'].sum()):,}",
+            f"{scene.n_points:,}",
+            f"{record['labelled_points'] / max(scene.n_points, 1):.2%}",
+            f"{size:,.1f}",
+            _median(residual, "{:.2%}"),
+        )
+    return table
+
+
+def classes_table(scenes: Sequence[Scene]) -> Table:
+    """Points with sparse label and with truth per class, over all scenes, and the share of the truth labelled."""
+    classes = scenes[0].classes
+    table = _table("Classes", "id", "class", "sparse points", "share", "truth points", "labelled of truth", "in 3D")
+    label, truth = _class_counts(scenes, "label"), _class_counts(scenes, "truth")
+    for item in classes.classes:
+        sparse, dense = label[item.train_id], truth[item.train_id]
+        table.add_row(
+            str(item.train_id),
+            f"[rgb({item.color[0]},{item.color[1]},{item.color[2]})]■[/] {item.name}",
+            f"{sparse:,}",
+            f"{sparse / max(label[:IGNORE].sum(), 1):.1%}",
+            f"{dense:,}" if truth.any() else "–",
+            f"{sparse / dense:.1%}" if dense else "–",
+            "yes" if item.in_3d else "no",
+        )
+    return table
+
+
+def views_table(scene: Scene, rows: int = 12) -> Table:
+    """Points, labels, confidence quantiles, coverage and health of up to `rows` views of a scene, evenly chosen."""
+    table = _table(
+        f"Views of {scene.name}",
+        "frame", "camera", "points", "labelled", "confidence 5 / 50 / 95 %", "covered", "valid", "depth 1–99 % m", "residual",
+    )  # fmt: skip
+    columns = scene.view_table
+    for index in np.unique(np.linspace(0, len(scene) - 1, min(rows, len(scene))).astype(int)):
+        view = scene.view(int(index))
+        low, high = columns["depth_range"][index]
+        labelled = np.count_nonzero(view.label != IGNORE)
+        table.add_row(
+            str(view.frame_id),
+            view.camera,
+            f"{len(view.position):,}",
+            f"{labelled:,}" if view.has_label else "no label",
+            _quantiles(view.confidence),
+            f"{columns['covered'][index]:.0%}",
+            f"{columns['finite_share'][index]:.0%}",
+            f"{low:.1f}–{high:.1f}",
+            _median(columns["reprojection_residual"][index : index + 1], "{:.2%}"),
+        )
+    return table
+
+
+def report(scenes: Sequence[Scene], views_of: int = 1) -> Group:
+    """All tables: scenes, classes where there are any, and the views of the first `views_of` scenes."""
+    parts = [scenes_table(scenes)]
+    if len(scenes[0].classes):
+        parts.append(classes_table(scenes))
+    parts += [views_table(scene) for scene in scenes[:views_of]]
+    return Group(*parts)
+
+
+def _class_counts(scenes: Sequence[Scene], name: str) -> np.ndarray:
+    counts = np.zeros(256, np.int64)
+    for scene in scenes:
+        for train_id, number in scene.attrs["complete"]["class_points"].get(name, {}).items():
+            counts[int(train_id)] += number
+    return counts
+
+
+def _quantiles(confidence: np.ndarray) -> str:
+    if confidence.size == 0:
+        return "–"
+    return " / ".join(f"{value:.3g}" for value in np.quantile(confidence, [0.05, 0.5, 0.95], method="nearest"))
+
+
+def _median(values: np.ndarray, form: str) -> str:
+    finite = values[np.isfinite(values)]
+    return form.format(np.median(finite)) if finite.size else "–"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index == 0 or name in ("geometry", "class", "camera") else "right")
+    return table

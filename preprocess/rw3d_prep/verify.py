@@ -1,0 +1,145 @@
+"""`rw3d-prep verify`: re-read a store and compare everything with what was promised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rw3d_common.cameras import is_rigid
+from rw3d_common.collection import store_paths
+from rw3d_common.errors import UserError
+from rw3d_common.labels import IGNORE
+from rw3d_common.scene import Scene, open_scene
+from rw3d_common.schema import VIEWS, ArraySpec, point_arrays
+from rw3d_prep.publish import MANIFEST
+from rw3d_prep.write import file_table, sha256_of
+
+
+def verify(path: Path, advance: Callable[..., None] = lambda amount=1, note="": None) -> list[str]:
+    """Every fault of the store or folder of stores at `path`, one sentence each; empty when all is well.
+
+    Raises:
+        UserError: nothing to verify at this path.
+    """
+    stores = store_paths(path)
+    if not stores or not path.exists():
+        raise UserError(f"{path}: no scene store here; make some with `rw3d-prep reconstruct --out {path}`")
+    faults = _manifest_faults(path, stores)
+    for store in stores:
+        faults += [f"{store}: {fault}" for fault in verify_store(store)]
+        advance(1, store.name)
+    return faults
+
+
+def verify_store(path: Path) -> list[str]:
+    """Every fault of one store: files, array declarations, then values (only when all files are intact)."""
+    try:
+        scene = open_scene(path)
+    except UserError as error:
+        return [str(error)]
+    faults = [*_file_faults(scene), *_schema_faults(scene)]
+    if faults:
+        return faults
+    try:
+        return [*_count_faults(scene), *_view_faults(scene)]
+    except UserError as error:
+        return [str(error)]
+
+
+def _manifest_faults(path: Path, stores: list[Path]) -> list[str]:
+    """Differences between a collection's manifest.json and what lies there."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return []
+    try:
+        promised = json.loads(manifest.read_text())["scenes"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{manifest}: cannot be read ({error}); `rw3d-prep reconstruct` writes it anew"]
+    there = {store.relative_to(path).as_posix() for store in stores}
+    faults = [f"{path / name}: listed in {MANIFEST} but not there" for name in sorted(promised.keys() - there)]
+    faults += [f"{path / name}: not listed in {MANIFEST}" for name in sorted(there - promised.keys())]
+    for name in sorted(there & promised.keys()):
+        root = path / name / "zarr.json"
+        if not root.is_file() or sha256_of(root) != promised[name]["files"]["zarr.json"]["sha256"]:
+            faults.append(f"{root}: differs from the SHA-256 in {MANIFEST}")
+    return faults
+
+
+def _file_faults(scene: Scene) -> list[str]:
+    promised, there = scene.attrs["complete"]["files"], file_table(scene.path)
+    faults = [f"{name} is missing" for name in sorted(promised.keys() - there.keys())]
+    faults += [f"{name} does not belong to the store" for name in sorted(there.keys() - promised.keys())]
+    for name in sorted(promised.keys() & there.keys()):
+        if promised[name] != there[name]:
+            sizes = f"{there[name]['size']:,} bytes, {promised[name]['size']:,} when written"
+            faults.append(f"{name} was altered ({sizes}; SHA-256 differs)")
+    return faults
+
+
+def _schema_faults(scene: Scene) -> list[str]:
+    views, points = len(scene), scene.n_points
+    faults = []
+    for group, specs, rows in (("points", point_arrays(scene.has_truth), points), ("views", VIEWS, views)):
+        for spec in specs:
+            extra = int(spec.name == "point_offset")
+            faults += _declaration_faults(scene, group, spec, rows + extra)
+    return faults
+
+
+def _declaration_faults(scene: Scene, group: str, spec: ArraySpec, rows: int) -> list[str]:
+    container = getattr(scene, group)
+    if spec.name not in container:
+        return [f"array {group}/{spec.name} is missing"]
+    array: Any = container[spec.name]
+    expected = ((rows, *spec.row), np.dtype(spec.dtype))
+    if (array.shape, array.dtype) != expected:
+        return [f"{group}/{spec.name} is {array.shape} {array.dtype}, expected {expected[0]} {expected[1]}"]
+    return []
+
+
+def _count_faults(scene: Scene) -> list[str]:
+    """Counts per class against the completion record, and ids outside the class map."""
+    record = scene.attrs["complete"]
+    faults = []
+    for name, promised in record["class_points"].items():
+        counts = np.bincount(scene.read(name), minlength=256)
+        there = {str(i): int(counts[i]) for i in np.flatnonzero(counts)}
+        if there != promised:
+            faults.append(f"points/{name} holds other class counts than when it was written")
+        if counts[len(scene.classes) : IGNORE].any():
+            faults.append(f"points/{name} holds train ids that no class has")
+    if record["labelled_points"] != sum(n for i, n in record["class_points"]["label"].items() if int(i) != IGNORE):
+        faults.append("labelled_points contradicts class_points in the completion record")
+    return faults
+
+
+def _view_faults(scene: Scene) -> Iterator[str]:
+    table = scene.view_table
+    offsets = table["point_offset"]
+    if offsets[0] != 0 or offsets[-1] != scene.n_points or (np.diff(offsets) < 0).any():
+        yield "views/point_offset does not lead from 0 to the number of points in rising order"
+        return
+    for index in range(len(scene)):
+        yield from (
+            f"view {index} (frame {table['frame_id'][index]}): {fault}" for fault in _one_view_faults(scene, index)
+        )
+
+
+def _one_view_faults(scene: Scene, index: int) -> Iterator[str]:
+    view, threshold = scene.view(index), scene.view_table["confidence_threshold"][index]
+    if not is_rigid(view.camera_to_world):
+        yield "camera_to_world is not a rigid transform"
+    if not np.isfinite(view.position).all():
+        yield "points that are not finite"
+    if np.isnan(view.confidence).any() or (view.confidence < threshold).any():
+        yield "confidences that are NaN or below the view's threshold"
+    if (view.pixel >= view.image_size[0] * view.image_size[1]).any():
+        yield "source pixels outside the image"
+    if not view.has_label and (view.label != IGNORE).any():
+        yield "sparse labels although the view has no label image"
+    if not scene.classes.in_3d[view.label].all():
+        yield "points of a class without surface (in_3d: false)"

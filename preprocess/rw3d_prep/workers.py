@@ -1,0 +1,73 @@
+"""Run a function over many arguments in worker processes that die with their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import Any
+
+
+def run_in_processes(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[int, Future[Any]]]:
+    """Yield (index, finished future) as calls finish; with one worker everything runs in this process.
+
+    When this generator is left early, by an exception or a signal, the workers are stopped before it returns.
+    """
+    if workers <= 1:
+        yield from ((index, _call_here(function, args)) for index, args in enumerate(arguments))
+        return
+    context = multiprocessing.get_context("spawn")  # OpenCV's and Open3D's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    futures = {pool.submit(function, *args): index for index, args in enumerate(arguments)}
+    finished = False
+    try:
+        for future in as_completed(futures):
+            yield futures[future], _explained(future)
+        finished = True
+    finally:
+        if not finished:
+            for child in multiprocessing.active_children():
+                child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _call_here(function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args))
+    except Exception as error:  # noqa: BLE001 - handed to the caller through the future, as a pool would
+        future.set_exception(error)
+    return future
+
+
+def _explained(future: Future[Any]) -> Future[Any]:
+    """The future, with a dead worker's error put into words."""
+    if not isinstance(future.exception(), BrokenProcessPool):
+        return future
+    told: Future[Any] = Future()
+    told.set_exception(
+        RuntimeError(
+            "a worker process was killed, most often for lack of memory; run again, with fewer --workers if it recurs"
+        )
+    )
+    return told
+
+
+def _start_worker() -> None:
+    """Ignore Ctrl-C (the parent decides), one thread per library, and exit as soon as the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,210 @@
+"""SceneWriter: streams view after view into a temporary store and publishes it whole, or not at all.
+
+Order of events: write into `<name>.zarr.tmp-<id>` under a lock that dies with the process → whole shards only, by one
+process → SHA-256 of every file → completion record → fsync → rename. A store under its final name is therefore
+complete; anything else is swept by the next run once its lock is free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from rw3d_common.errors import disk_errors
+from rw3d_common.labels import IGNORE
+from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS, create_array, point_arrays
+from rw3d_prep.fuse import FusedView
+from rw3d_prep.shards import ShardedColumn
+
+TEMPORARY = f"{STORE_SUFFIX}.tmp-"
+
+
+class SceneWriter:
+    """Writes one scene store; use as a context manager, then call `publish`.
+
+    Leaving the block without `publish` removes the temporary store.
+    """
+
+    def __init__(self, target: Path, with_truth: bool) -> None:
+        """Open a temporary store beside `target`."""
+        self.target = target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
+        self._lock = _Lock(self.temporary)
+        with disk_errors(self.temporary):
+            self.group = zarr.create_group(self.temporary)
+            points = self.group.create_group("points")
+            self._columns = {
+                spec.name: ShardedColumn(spec, create_array(points, spec, 0), self.temporary / "points" / spec.name)
+                for spec in point_arrays(with_truth)
+            }
+        self.offsets = [0]
+        self.class_counts: dict[str, npt.NDArray[np.int64]] = {
+            name: np.zeros(256, np.int64) for name in ("label", "truth") if name in self._columns
+        }
+
+    def append(self, view: FusedView) -> None:
+        """Add the points of the next view.
+
+        Raises:
+            DiskFull: no space left.
+        """
+        with disk_errors(self.temporary):
+            for name, column in self._columns.items():
+                column.append(getattr(view, name))
+        for name, counts in self.class_counts.items():
+            counts += np.bincount(getattr(view, name), minlength=256)
+        self.offsets.append(self.offsets[-1] + len(view.position))
+
+    def publish(self, views: dict[str, Any], view_attributes: dict[str, Any], attributes: dict[str, Any]) -> None:
+        """Write the view table and the completion record, and move the store under its final name.
+
+        Args:
+            views: the arrays of `views/` by name, without `point_offset`.
+            view_attributes: strings that belong to views (camera names, image paths).
+            attributes: the scene's attributes, without `complete`.
+
+        Raises:
+            DiskFull: no space left.
+        """
+        with disk_errors(self.temporary):
+            for column in self._columns.values():
+                column.finish()
+            self._write_views({**views, "point_offset": np.asarray(self.offsets)}, view_attributes)
+            self.group.update_attributes({**attributes, "schema_version": SCHEMA_VERSION, "complete": self._record()})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+                zarr.consolidate_metadata(self.temporary)
+            _sync(self.temporary)
+        if self.target.exists():  # another process finished the same batch first; its bytes are the same
+            self.discard()
+        else:
+            self.temporary.rename(self.target)
+            _sync_folder(self.target.parent)
+            self._lock.release()
+
+    def _write_views(self, views: dict[str, Any], attributes: dict[str, Any]) -> None:
+        group = self.group.create_group("views", attributes=attributes)
+        for spec in VIEWS:
+            values = np.asarray(views[spec.name], spec.dtype)
+            create_array(group, spec, len(values))[:] = values
+
+    def _record(self) -> dict[str, Any]:
+        label = self.class_counts["label"]
+        known = {path: facts for column in self._columns.values() for path, facts in column.files.items()}
+        return {
+            "points": self.offsets[-1],
+            "views": len(self.offsets) - 1,
+            "labelled_points": int(label[:IGNORE].sum()),
+            "class_points": {
+                name: {str(i): int(counts[i]) for i in np.flatnonzero(counts)}
+                for name, counts in self.class_counts.items()
+            },
+            "files": file_table(self.temporary, known),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def discard(self) -> None:
+        """Remove the temporary store; nothing was published."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._lock.release()
+
+    def __enter__(self) -> SceneWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock.held:
+            self.discard()
+
+
+class _Lock:
+    """An exclusive advisory lock beside a temporary store; the kernel frees it when its process dies."""
+
+    def __init__(self, store: Path) -> None:
+        self.path = store.with_name(store.name + ".lock")
+        self.held = False
+        while not self.held:  # a sweeper may unlink the file between open and flock: then the lock is worth nothing
+            self.file = self.path.open("w")
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            self.held = self.path.exists()
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+        self.held = False
+
+
+def sweep_orphans(folder: Path) -> int:
+    """Remove temporary stores below `folder` whose writers are dead; returns how many. Running writers keep theirs."""
+    swept = 0
+    for lock in sorted(folder.rglob(f"*{TEMPORARY}*.lock")):
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            swept += _remove(lock.with_name(lock.name.removesuffix(".lock")))
+            lock.unlink(missing_ok=True)
+    for store in folder.rglob(f"*{TEMPORARY}*"):  # a writer's lock exists before its store does, so these have no owner
+        if not store.name.endswith(".lock") and not store.with_name(store.name + ".lock").exists():
+            swept += _remove(store)
+    return swept
+
+
+def _remove(store: Path) -> int:
+    existed = store.exists()
+    shutil.rmtree(store, ignore_errors=True)
+    return int(existed)
+
+
+def file_table(store: Path, known: Mapping[Path, dict[str, Any]] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file of a store but the root zarr.json, which holds this table.
+
+    `known` files were hashed while they were written and are not read again.
+    """
+    return {
+        path.relative_to(store).as_posix(): known.get(path) or {"sha256": sha256_of(path), "size": path.stat().st_size}
+        for path in _files(store)
+        if path != store / "zarr.json"
+    }
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(store: Path) -> Iterator[Path]:
+    return (path for path in sorted(store.rglob("*")) if path.is_file())
+
+
+def _sync(store: Path) -> None:
+    for path in _files(store):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

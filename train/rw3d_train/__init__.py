@@ -1,0 +1,1 @@
+"""Training from scene stores. Installs and runs without anything of preparation."""
