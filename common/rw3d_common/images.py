@@ -50,7 +50,9 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112) in _TRANSPOSING
+        # Pillow decodes a whole PNG in search of EXIF data that is not in its header.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(0x0112) in _TRANSPOSING
     return (width, height) if turned else (height, width)
 
 

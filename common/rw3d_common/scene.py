@@ -180,12 +180,19 @@ class Scene:
 
     def _array(self, group: zarr.Group, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
         try:
+            self._expect_files(f"{group.basename}/{name}/")
             return np.asarray(group[name][rows])  # type: ignore[index]
         except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise UserError(
                 f"{self.path}: array {group.basename}/{name} cannot be read ({error}); "
                 f"run `rw3d-prep verify {self.path}`, then delete the store and reconstruct it again"
             ) from error
+
+    def _expect_files(self, folder: str) -> None:
+        """Raise OSError unless every file below `folder` has its size: Zarr reads a lost chunk as the fill value."""
+        for name, facts in self.attrs["complete"]["files"].items():
+            if name.startswith(folder) and (size := (self.path / name).stat().st_size) != facts["size"]:
+                raise OSError(f"{name} has {size:,} bytes, {facts['size']:,} when written")
 
     def colors(self, by: Coloring = "rgb") -> U8:
         """(N, 3) uint8 colour per point: photo colours, class colours, grey confidence ranks, or one per view.
@@ -208,11 +215,17 @@ class Scene:
         return colors
 
     def to_open3d(self, by: Coloring = "rgb") -> open3d.geometry.PointCloud:
-        """The scene as an Open3D point cloud (needs the extra `prep`)."""
+        """The scene as an Open3D point cloud (needs the extra `prep`).
+
+        Raises:
+            UserError: Open3D is not installed, or a system library that it needs is not.
+        """
         try:
             import open3d
-        except ImportError as error:
-            raise UserError("to_open3d() needs Open3D: pip install 'rw3d[prep]'") from error
+        except (ImportError, OSError) as error:
+            raise UserError(
+                f"to_open3d() needs Open3D ({error}): pip install 'rw3d[prep]', and ask `rw3d-prep doctor` if that is not all"
+            ) from error
         cloud = open3d.geometry.PointCloud()
         cloud.points = open3d.utility.Vector3dVector(self.read("position").astype(np.float64))
         cloud.colors = open3d.utility.Vector3dVector(self.colors(by) / 255.0)
@@ -271,14 +284,22 @@ def open_scene(path: str | Path) -> Scene:
 
 def _finished_attributes(path: Path) -> dict[str, Any]:
     if not (path / "zarr.json").is_file():
+        if path.is_dir() and path.name.endswith(STORE_SUFFIX):
+            raise UserError(f"{path}: its zarr.json is missing; delete this folder and run `rw3d-prep reconstruct` again")
         hint = "open_collection() opens a folder of scenes" if path.is_dir() else "see what `rw3d-prep inspect` lists"
         raise UserError(f"{path}: no scene store here; {hint}")
     try:
         attrs: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
-    except (ValueError, KeyError, OSError, zarr.errors.GroupNotFoundError) as error:
-        raise UserError(f"{path}: its zarr.json cannot be read ({error}); reconstruct this scene again") from error
-    if "complete" not in attrs:
-        raise UserError(f"{path}: this scene was never finished; run `rw3d-prep reconstruct` again")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: its zarr.json cannot be read ({reason}); delete this folder and run `rw3d-prep reconstruct` again"
+        ) from error
+    if not isinstance(attrs.get("complete"), dict):
+        raise UserError(
+            f"{path}: it has no completion record, so it was never finished; "
+            "delete this folder and run `rw3d-prep reconstruct` again"
+        )
     if attrs.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{path}: written with schema version {attrs.get('schema_version')}, this rw3d reads {SCHEMA_VERSION}; "

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from rw3d_common.errors import Exit, Stopped, UserError
-from rw3d_common.log import configure, log
+from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def plan(
     batches, notes = find_batches(settings, source)
     for note in notes:
         log.warning(note)
-    Console().print(plan_table(make_plan(batches, settings, source, workers), settings, target))
+    console().print(plan_table(make_plan(batches, settings, source, workers), settings, target))
 
 
 @app.command()
@@ -212,13 +211,13 @@ def verify(stores: Stores) -> None:
 
     with progress("verify", len(store_paths(stores)), "scenes") as advance:
         faults = run(stores, advance)
-    console = Console()
+    out = console()
     for fault in faults:
-        console.print(fault, markup=False, highlight=False, soft_wrap=True)
+        out.print(fault, markup=False, highlight=False, soft_wrap=True)
     if faults:
         log.error(f"{len(faults)} faults; delete the faulty scenes and run `rw3d-prep reconstruct` again")
         raise typer.Exit(Exit.PARTIAL)
-    console.print(f"{stores}: all {len(store_paths(stores))} scenes are intact")
+    out.print(f"{stores}: all {len(store_paths(stores))} scenes are intact")
 
 
 @app.command()
@@ -234,7 +233,7 @@ def inspect(
     from rw3d_prep.report import report
 
     collection = list(open_collection(stores))
-    Console().print(report(collection, views_of=scenes))
+    console().print(report(collection, views_of=scenes))
     if picture:
         from rw3d_prep.picture import write_picture
 
@@ -263,7 +262,7 @@ def doctor() -> None:
     """Check this machine: package versions, GPU, weights, system libraries; each fault with its mend."""
     from rw3d_prep.doctor import collect, report
 
-    Console().print(report(collect()))
+    console().print(report(collect()))
 
 
 @datasets_app.callback(invoke_without_command=True)
@@ -278,7 +277,7 @@ def datasets(context: typer.Context) -> None:
         table.add_row(
             name, entry.title, ", ".join(entry.splits), str(len(entry.classes)), entry.licence, str(default_root(name))
         )
-    Console().print(table)
+    console().print(table)
 
 
 @datasets_app.command()
@@ -291,13 +290,13 @@ def check(
 
     entry, source = dataset_entry(dataset), root or default_root(dataset)
     layout = check_layout(source, entry)
-    console = Console()
-    console.print(layout_table(source, layout))
+    out = console()
+    out.print(layout_table(source, layout))
     if layout.missing:
         missing = ", ".join(part.glob for part in layout.missing)
         raise UserError(f"{source}: missing {missing}; get {entry.title} from {entry.source}")
     counts, notes = frame_counts(source, dataset, tuple(entry.splits))
-    console.print(frames_table(counts))
+    out.print(frames_table(counts))
     for note in notes:
         log.warning(note)
 
@@ -331,7 +330,7 @@ def _show_scenes(out: Path) -> None:
     from rw3d_prep.report import scenes_table
 
     if store_paths(out):
-        Console().print(scenes_table(list(open_collection(out))))
+        console().print(scenes_table(list(open_collection(out))))
 
 
 def _stop(signum: int, _frame: Any) -> None:

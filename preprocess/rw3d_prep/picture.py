@@ -42,13 +42,25 @@ def _overview_camera(scene: Scene, position: np.ndarray, width: int, height: int
     first = poses[0]
     depth = float(np.median(project(position[::97], np.eye(3), first)[2]))
     reach = max(abs(depth), 0.5)
-    tilt = np.deg2rad(16)
+    tilt = np.deg2rad(14)
     down = np.array([[1, 0, 0], [0, np.cos(tilt), np.sin(tilt)], [0, -np.sin(tilt), np.cos(tilt)]])
     camera = first.copy()
     camera[:3, :3] = first[:3, :3] @ down
-    camera[:3, 3] = first[:3, 3] - first[:3, 2] * 0.55 * reach - first[:3, 1] * 0.38 * reach
-    focal = 0.62 * width
-    return camera, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    camera[:3, 3] = first[:3, 3] - first[:3, 2] * 0.45 * reach - first[:3, 1] * 0.32 * reach
+    return camera, _fitting_intrinsics(position[::97], camera, width, height)
+
+
+def _fitting_intrinsics(position: np.ndarray, camera: F64, width: int, height: int) -> F64:
+    """Pinhole matrix (3, 3) with which the middle 96 % of the points in front of the camera fill the picture."""
+    x, y, z = project(position, np.eye(3), camera)
+    ahead = z > 0.1 * np.median(np.abs(z))
+    if not ahead.any():
+        return np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+    left, right = np.quantile(x[ahead], [0.02, 0.98])
+    top, bottom = np.quantile(y[ahead], [0.02, 0.98])
+    focal = 0.94 * min(width / max(right - left, 1e-3), height / max(bottom - top, 1e-3))
+    center_x, center_y = width / 2 - focal * (left + right) / 2, height / 2 - focal * (top + bottom) / 2
+    return np.array([[focal, 0, center_x], [0, focal, center_y], [0, 0, 1]])
 
 
 def _splat(u: F64, v: F64, z: F64, color: U8, width: int, height: int, in_front: np.ndarray | None = None) -> U8:

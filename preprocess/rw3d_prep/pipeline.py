@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rw3d_common.collection import store_paths
 from rw3d_common.config import difference
 from rw3d_common.errors import DiskFull, Exit, UserError, disk_errors
 from rw3d_common.images import read_image, read_label
@@ -30,10 +31,10 @@ from rw3d_prep.datasets import read_frames
 from rw3d_prep.frames import Frame
 from rw3d_prep.fuse import FusedView, fuse_view
 from rw3d_prep.health import view_health
-from rw3d_prep.publish import write_manifest
+from rw3d_prep.publish import MANIFEST, write_manifest
 from rw3d_prep.reconstruct import make_backend, usable_frames
 from rw3d_prep.reconstruct.base import ViewGeometry
-from rw3d_prep.workers import run_in_processes
+from rw3d_prep.workers import run_in_processes, step
 from rw3d_prep.write import SceneWriter, sweep_orphans
 
 backend_of = lru_cache(maxsize=1)(make_backend)  # one model per process, however many batches
@@ -87,8 +88,15 @@ def reconstruct(config: PrepConfig, root: Path, out: Path, workers: int) -> Outc
     todo = [batch for batch in batches if batch.name not in set(outcome.skipped)]
     if outcome.skipped:
         log.info(f"{len(outcome.skipped)} of {len(batches)} scenes are finished and kept")
-    _run(todo, config, root, out, workers, outcome)
+    if todo:
+        backend_of(config.backend).require()
     with disk_errors(out):
+        if todo:
+            (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
+        try:
+            _run(todo, config, root, out, workers, outcome)
+        finally:
+            sweep_orphans(out)
         write_manifest(out)
     return outcome
 
@@ -100,25 +108,21 @@ def _run(todo: Sequence[Batch], config: PrepConfig, root: Path, out: Path, worke
     metrics = Metrics(out / "metrics.jsonl")
     views = sum(len(batch.frames) for batch in todo)
     arguments = [(batch, config, root, out) for batch in todo]
-    with progress("reconstruct", views, "views") as advance:
-        for batch, future in _finished(todo, arguments, workers):
+    with (
+        progress("reconstruct", views, "views") as advance,
+        closing(run_in_processes(reconstruct_batch, arguments, min(workers, len(todo)), advance)) as finished,
+    ):
+        for index, future in finished:
+            batch = todo[index]
             try:
                 counts = future.result()
-                outcome.written.append(batch.name)
-                metrics.write(scene=batch.name, **counts)
             except DiskFull:
                 raise
             except Exception as error:  # noqa: BLE001 - one batch must not take the others with it; nothing is hidden
                 _record_failure(batch, error, failures, outcome)
-            advance(len(batch.frames), batch.name)
-
-
-def _finished(
-    todo: Sequence[Batch], arguments: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[Batch, Future[dict[str, Any]]]]:
-    """(batch, its finished future) in the order in which batches finish."""
-    for index, future in run_in_processes(reconstruct_batch, arguments, min(workers, len(todo))):
-        yield todo[index], future
+            else:
+                outcome.written.append(batch.name)
+                metrics.write(scene=batch.name, **counts)
 
 
 def _record_failure(batch: Batch, error: Exception, failures: Path, outcome: Outcome) -> None:
@@ -143,7 +147,7 @@ def store_path(out: Path, batch: Batch) -> Path:
 
 def refuse_other_config(config: PrepConfig, out: Path) -> None:
     """Raise UserError when `out` holds a scene that another configuration made."""
-    for store in sorted(out.rglob(f"*{STORE_SUFFIX}")):
+    for store in store_paths(out):
         attrs = open_scene(store).attrs
         if attrs["config_hash"] != config.hash():
             changed = difference(attrs["config"], config.identity())
@@ -170,12 +174,13 @@ def reconstruct_batch(batch: Batch, config: PrepConfig, root: Path, out: Path) -
             writer.append(fused)
             rows.add(frame, geometry, fused, previous)
             previous = geometry
+            step()
         identity = config.identity()
         attributes = {
             "dataset": config.dataset.name,
             "split": batch.split,
             "sequence": batch.sequence,
-            "root": str(root.resolve()),
+            "root": str(rows.root),
             "backend": backend.identity(),
             "config": identity,
             "config_hash": config.hash(),
@@ -217,7 +222,7 @@ class _ViewRows:
     """Collects the rows of `views/` as the views stream past."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.root = (root if root.is_dir() else root.parent).resolve()  # a video's frames lie beside it
         self.rows: list[dict[str, Any]] = []
         self.cameras: list[str] = []
         self.images: list[str] = []

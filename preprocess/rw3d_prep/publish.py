@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,33 @@ import numpy as np
 
 from rw3d_common.collection import store_paths
 from rw3d_common.scene import Scene, open_scene
-from rw3d_prep.write import sha256_of
+from rw3d_prep.write import is_still, sha256_of
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(out: Path) -> None:
-    """Write `manifest.json` of the finished scenes in `out`, atomically; it can be made anew at any time."""
+    """Write `manifest.json` of the finished scenes in `out`, atomically; it can be made anew at any time.
+
+    Runs that end together take turns, so that the last one lists the scenes of all.
+    """
+    temporary = out / f"{MANIFEST}.tmp"
+    while True:
+        with temporary.open("a", encoding="utf-8") as file:  # "a" spares what another run is writing
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not is_still(temporary, file.fileno()):  # that run has published this very file
+                continue
+            file.truncate(0)
+            json.dump(_manifest(out), file, indent=1, ensure_ascii=False)
+            file.flush()
+            temporary.replace(out / MANIFEST)
+            return
+
+
+def _manifest(out: Path) -> dict[str, Any]:
     scenes = [open_scene(path) for path in store_paths(out)]
     entries = {scene.path.relative_to(out).as_posix(): _entry(scene) for scene in scenes}
-    manifest = {"scenes": entries, "class_points": _class_points(scenes)}
-    temporary = out / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(out / MANIFEST)
+    return {"scenes": entries, "class_points": _class_points(scenes)}
 
 
 def _entry(scene: Scene) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rw3d_common.scene import Scene
 
 def scenes_table(scenes: Sequence[Scene]) -> Table:
     """One row per scene."""
-    table = _table("Scenes", "scene", "geometry", "views", "labelled views", "points", "labelled", "MB", "residual")
+    table = _table("Scenes", "scene", "geometry", "views", "with labels", "points", "labelled", "MB", "residual")
     for scene in scenes:
         record = scene.attrs["complete"]
         size = sum(file["size"] for file in record["files"].values()) / 1e6
@@ -107,5 +107,6 @@ def _median(values: np.ndarray, form: str) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index == 0 or name in ("geometry", "class", "camera") else "right")
+        left = index == 0 or name in ("geometry", "class", "camera")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name in ("scene", "class"))
     return table

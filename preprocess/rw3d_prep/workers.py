@@ -6,25 +6,38 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from typing import Any
+
+_on_step: list[Callable[[], object]] = []  # of this process: what `step` calls
+
+
+def step() -> None:
+    """Tell whoever started the work that one unit of it, such as a view, is done."""
+    for call in _on_step:
+        call()
 
 
 def run_in_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, Future[Any]]]:
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int, on_step: Callable[[], object]
+) -> Generator[tuple[int, Future[Any]]]:
     """Yield (index, finished future) as calls finish; with one worker everything runs in this process.
 
-    When this generator is left early, by an exception or a signal, the workers are stopped before it returns.
+    `on_step` is called in this process for every `step()` in a worker. When this generator is closed early, after an
+    exception or a signal, the workers are stopped before it returns.
     """
     if workers <= 1:
+        _on_step[:] = [on_step]
         yield from ((index, _call_here(function, args)) for index, args in enumerate(arguments))
         return
     context = multiprocessing.get_context("spawn")  # OpenCV's and Open3D's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    receiver, sender = context.Pipe(duplex=False)
+    threading.Thread(target=_relay_steps, args=(receiver, on_step), daemon=True).start()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(sender,))
     futures = {pool.submit(function, *args): index for index, args in enumerate(arguments)}
     finished = False
     try:
@@ -36,6 +49,7 @@ def run_in_processes(
             for child in multiprocessing.active_children():
                 child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+        sender.close()
 
 
 def _call_here(function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
@@ -60,8 +74,16 @@ def _explained(future: Future[Any]) -> Future[Any]:
     return told
 
 
-def _start_worker() -> None:
-    """Ignore Ctrl-C (the parent decides), one thread per library, and exit as soon as the parent is gone."""
+def _relay_steps(receiver: Connection, on_step: Callable[[], object]) -> None:
+    """Call `on_step` for every byte from the workers, until the last of them and the parent have closed the pipe."""
+    with suppress(EOFError), receiver:
+        while receiver.recv_bytes():
+            on_step()
+
+
+def _start_worker(sender: Connection) -> None:
+    """Ignore Ctrl-C (the parent decides), report steps, and exit as soon as the parent is gone."""
+    _on_step[:] = [lambda: sender.send_bytes(b"1")]  # shorter than PIPE_BUF: writers cannot interleave
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

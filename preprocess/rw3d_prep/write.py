@@ -7,6 +7,7 @@ complete; anything else is swept by the next run once its lock is free.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -41,19 +42,26 @@ class SceneWriter:
     def __init__(self, target: Path, with_truth: bool) -> None:
         """Open a temporary store beside `target`."""
         self.target = target
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
-        self._lock = _Lock(self.temporary)
         with disk_errors(self.temporary):
-            self.group = zarr.create_group(self.temporary)
-            points = self.group.create_group("points")
-            self._columns = {
-                spec.name: ShardedColumn(spec, create_array(points, spec, 0), self.temporary / "points" / spec.name)
-                for spec in point_arrays(with_truth)
-            }
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.temporary)
+            try:
+                self._columns = self._create(with_truth)
+            except BaseException:
+                self.discard()
+                raise
         self.offsets = [0]
         self.class_counts: dict[str, npt.NDArray[np.int64]] = {
             name: np.zeros(256, np.int64) for name in ("label", "truth") if name in self._columns
+        }
+
+    def _create(self, with_truth: bool) -> dict[str, ShardedColumn]:
+        self.group = zarr.create_group(self.temporary)
+        points = self.group.create_group("points")
+        return {
+            spec.name: ShardedColumn(spec, create_array(points, spec, 0), self.temporary / "points" / spec.name)
+            for spec in point_arrays(with_truth)
         }
 
     def append(self, view: FusedView) -> None:
@@ -89,10 +97,13 @@ class SceneWriter:
                 warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
                 zarr.consolidate_metadata(self.temporary)
             _sync(self.temporary)
-        if self.target.exists():  # another process finished the same batch first; its bytes are the same
-            self.discard()
-        else:
+        try:
             self.temporary.rename(self.target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.discard()  # another process finished the same batch first; its content is the same
+        else:
             _sync_folder(self.target.parent)
             self._lock.release()
 
@@ -132,16 +143,19 @@ class SceneWriter:
             self.discard()
 
 
-class _Lock:
-    """An exclusive advisory lock beside a temporary store; the kernel frees it when its process dies."""
+class Lock:
+    """An exclusive advisory lock beside what it guards; the kernel frees it when its process dies."""
 
-    def __init__(self, store: Path) -> None:
-        self.path = store.with_name(store.name + ".lock")
+    def __init__(self, guarded: Path) -> None:
+        """Wait for the lock `<guarded>.lock`."""
+        self.path = guarded.with_name(guarded.name + ".lock")
         self.held = False
-        while not self.held:  # a sweeper may unlink the file between open and flock: then the lock is worth nothing
+        while not self.held:  # another process may unlink the file between open and flock: then the lock is worthless
             self.file = self.path.open("w")
             fcntl.flock(self.file, fcntl.LOCK_EX)
-            self.held = self.path.exists()
+            self.held = is_still(self.path, self.file.fileno())
+            if not self.held:
+                self.file.close()
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -149,10 +163,18 @@ class _Lock:
         self.held = False
 
 
+def is_still(path: Path, descriptor: int) -> bool:
+    """True while `path` names the file that is open as `descriptor`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def sweep_orphans(folder: Path) -> int:
     """Remove temporary stores below `folder` whose writers are dead; returns how many. Running writers keep theirs."""
     swept = 0
-    for lock in sorted(folder.rglob(f"*{TEMPORARY}*.lock")):
+    for lock in _temporaries(folder, locks=True):
         with lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,10 +182,19 @@ def sweep_orphans(folder: Path) -> int:
                 continue
             swept += _remove(lock.with_name(lock.name.removesuffix(".lock")))
             lock.unlink(missing_ok=True)
-    for store in folder.rglob(f"*{TEMPORARY}*"):  # a writer's lock exists before its store does, so these have no owner
-        if not store.name.endswith(".lock") and not store.with_name(store.name + ".lock").exists():
+    for store in _temporaries(folder, locks=False):  # a writer's lock exists before its store: these have no owner
+        if not store.with_name(store.name + ".lock").exists():
             swept += _remove(store)
     return swept
+
+
+def _temporaries(folder: Path, locks: bool) -> list[Path]:
+    """Temporary stores below `folder`, or their locks; folders that vanish meanwhile are no error."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        found += [Path(place, name) for name in (files if locks else folders) if TEMPORARY in name]
+        folders[:] = [name for name in folders if STORE_SUFFIX not in name]
+    return sorted(found)
 
 
 def _remove(store: Path) -> int:

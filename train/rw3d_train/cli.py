@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rw3d_common.errors import Exit, UserError
-from rw3d_common.log import configure, log
+from rw3d_common.log import configure, console, log
 
 app = typer.Typer(
     name="rw3d-train",
@@ -30,11 +30,9 @@ def scenes(
     stores: Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")] = Path("stores"),
 ) -> None:
     """List the finished scenes that training would read."""
-    from rich.console import Console
-
     from rw3d_common.collection import open_collection
 
-    Console().print(repr(open_collection(stores)), highlight=False, soft_wrap=True)
+    console().print(repr(open_collection(stores)), highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ def read_frames(root: Path, config: DatasetConfig) -> FrameList:
         raise UserError(
             f"{root}: no such folder; put {entry.title} there ({entry.source}), or say where it is with --root DIR"
         )
+    if root.is_file() and entry.adapter != "folder":
+        raise UserError(f"{root}: is a file; {entry.title} lies in a folder, name it with --root DIR")
     found = _adapter_frames(root, config, entry)
     if not found.frames:
         raise UserError(

@@ -173,6 +173,8 @@ def read_poses(path: Path) -> tuple[dict[int, F64], list[str]]:
         if not line.strip():
             continue
         values = _floats(line.split(), 13, f"{path}: line {number}")
+        if not values[0].is_integer():
+            raise UserError(f"{path}: line {number} starts with {line.split()[0]}, not a frame id; mend that line")
         frame_id, pose = int(values[0]), _rigid(values[1:])
         if not is_rigid(pose):
             broken.add(frame_id)
@@ -202,6 +204,8 @@ def _text(path: Path) -> str:
         raise UserError(
             f"{path}: no such file; it belongs to KITTI-360's layout (`rw3d-prep datasets check kitti360` lists it)"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); copy the official file again") from None
 
 
 def _named_rows(path: Path) -> dict[str, list[str]]:

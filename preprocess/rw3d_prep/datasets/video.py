@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from pathlib import Path
 
 from rw3d_common.errors import UserError, disk_errors
 from rw3d_common.log import log
+from rw3d_prep.write import Lock
 
 
 def unpack_video(video: Path) -> Path:
@@ -23,15 +23,20 @@ def unpack_video(video: Path) -> Path:
     folder = video.with_name(f"{video.stem}_frames")
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
-        with disk_errors(partial):
+    partial = folder.with_name(f"{folder.name}.partial")
+    with disk_errors(partial):
+        lock = Lock(folder)
+        try:
+            if folder.is_dir():  # another run unpacked it while this one waited
+                return folder
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
             partial.mkdir()
             seconds = _decode(video, partial)
             (partial / "timestamps.json").write_text(json.dumps(seconds))
             partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
     log.info(f"{video}: {len(seconds):,} frames unpacked into {folder}")
     return folder
 

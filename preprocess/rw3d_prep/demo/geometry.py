@@ -162,9 +162,8 @@ def smooth(vertices: F64, triangles: npt.ArrayLike) -> Shape:
     points = vertices[triangles]
     face = _cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0])
     corner, weight = triangles.ravel(), np.repeat(face, 3, axis=0)
-    normals = np.stack([np.bincount(corner, weight[:, axis], len(vertices)) for axis in range(3)], 1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    return Shape(vertices, normals, triangles)
+    total = np.stack([np.bincount(corner, weight[:, axis], len(vertices)) for axis in range(3)], 1)
+    return Shape(vertices, total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12), triangles)
 
 
 QUADS = np.array([[0, 2, 3, 1], [4, 5, 7, 6], [0, 1, 5, 4], [2, 6, 7, 3], [0, 4, 6, 2], [1, 3, 7, 5]])

@@ -43,7 +43,7 @@ def _eroded(region: U8) -> tuple[U8, int]:
 def _stroke(inside: U8, erosions: int, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
     """A bent stroke (H, W) within an eroded region, 3 to 5 pixels wide at most (in a picture of 704 columns)."""
     start, control, end = _curve(np.argwhere(inside)[:, ::-1].astype(np.float64), rng)
-    t = np.linspace(rng.uniform(0, 0.25), rng.uniform(0.75, 1), 60)[:, None]
+    t = np.linspace(rng.uniform(0.05, 0.35), rng.uniform(0.65, 0.95), 60)[:, None]
     curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
     width = min(1 + 2 * erosions, max(1, round(inside.shape[1] / 704 * rng.integers(3, 6))))
     canvas = np.zeros_like(inside)

@@ -43,6 +43,10 @@ class Backend(Protocol):
 
     def identity(self) -> dict[str, str]: ...
 
+    def require(self) -> None:
+        """Raise UserError when something the backend needs is not on this machine; called before the first batch."""
+        ...
+
     def reconstruct(self, frames: Sequence[Frame], world_offset: F64) -> Iterator[ViewGeometry]:
         """Yield one ViewGeometry per frame, in the order of `frames`.
 

@@ -32,6 +32,7 @@ from rw3d_prep.reconstruct.mapanything_model import (
     load_model,
     package_version,
     pinned_revision,
+    require,
     sha256,
     weights_folder,
 )
@@ -65,7 +66,7 @@ class MapAnythingConfig(Section):
     mask_edges: bool = True
     """Leave out points at depth edges, which float between foreground and background."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: the GPU, and an error without one; cpu works, at about half a minute per view."""
+    """auto: the GPU, and an error without one; cpu works, at half a minute to a minute per view."""
 
     @model_validator(mode="after")
     def _resolution_fits(self) -> Self:
@@ -98,6 +99,14 @@ class MapAnythingBackend:
             "licence": LICENCES.get(model, "unknown"),
             "version": package_version(),
         }
+
+    def require(self) -> None:
+        """Check package, weights and device without loading the model.
+
+        Raises:
+            UserError: one of them is missing; the message says what to do or which other backend to take.
+        """
+        require(self.config)
 
     def _weights_identity(self) -> tuple[str, str]:
         if self.config.weights is None:

@@ -61,20 +61,31 @@ LICENCES = {
 def load_model(config: MapAnythingConfig) -> Any:
     """The model on its device, loaded once per process.
 
+    Raises:
+        UserError: what `require` refuses, or weights that do not fit the package.
+    """
+    device = require(config)
+    revision = "" if config.weights is not None else pinned_revision(config)
+    return _load_once(config.weights, config.model, revision, device)
+
+
+def require(config: MapAnythingConfig) -> str:
+    """Check that the model can run here, without loading it; returns the device.
+
     What needs neither torch nor a network is checked first, and the device before anything is downloaded.
 
     Raises:
-        UserError: weights, package or GPU missing, torch and torchvision of different builds, or weights that do not
-            fit the package.
+        UserError: weights, package or GPU missing, or torch and torchvision of different builds.
     """
-    revision = "" if config.weights is not None else pinned_revision(config)
-    if config.weights is not None:
+    if config.weights is None:
+        pinned_revision(config)
+    else:
         weights_folder(config.weights)
     require_packages()
     device = choose_device(config.device)
     if config.weights is not None and dinov2_code() is None:
         raise _no_dinov2()
-    return _load_once(config.weights, config.model, revision, device)
+    return device
 
 
 @cache

@@ -41,6 +41,9 @@ class SensorBackend:
         """What made the geometry."""
         return {"name": "sensor", "model": "measured depth", "revision": "", "licence": "", "version": version("rw3d")}
 
+    def require(self) -> None:
+        """Nothing but files is needed."""
+
     def reconstruct(self, frames: Sequence[Frame], world_offset: F64) -> Iterator[ViewGeometry]:
         """Yield the measured geometry of each frame; the world is the dataset's minus `world_offset`.
 

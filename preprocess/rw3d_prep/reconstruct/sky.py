@@ -16,6 +16,7 @@ Agric. For. Meteorol. 129, 2005); Otsu, IEEE Trans. SMC 9, 1979. Every length be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ Mask = npt.NDArray[np.bool_]
 SEED_BLUR = 2.0  # standard deviation; sensor noise is then far below SEED_GRADIENT
 SEED_GRADIENT = 12  # largest Sobel response (8 × grey levels per pixel) of smooth sky
 SEED_AREA = 0.002  # share of the picture
+SEED_BRIDGE = 8  # half the width of a cloud's edge, which is not smooth but joins two smooth areas
 COLOUR_DISTANCE = 4.0  # Mahalanobis, from the predicted colour
 COLOUR_NOISE = 3.0  # grey levels, added to the covariance: a clipped, even sky has none of its own
 COLOUR_SAMPLES = 4000
@@ -94,12 +96,21 @@ def _seeds(above: U8, pixels: int) -> Mask:
     threshold, _ = cv2.threshold(blue, 0, 255, cv2.THRESH_OTSU)
     even = ((blue > threshold) & (gradient < SEED_GRADIENT)).astype(np.uint8)
     even = cv2.erode(even, _square(2), borderValue=1)
-    _, area_of_pixel, areas, _ = cv2.connectedComponentsWithStats(even, connectivity=4)
-    size = np.where(np.arange(len(areas)) > 0, areas[:, cv2.CC_STAT_AREA], 0)  # 0 is everything else
-    chosen = (size > SEED_AREA * pixels) & (areas[:, cv2.CC_STAT_TOP] == 0)
-    if not chosen.any() and size.max() > 0:
-        chosen[size.argmax()] = True
-    return chosen[area_of_pixel]
+    large = _chosen(even, lambda areas: areas[:, cv2.CC_STAT_AREA] > SEED_AREA * pixels)
+    joined = cv2.dilate(large, _square(SEED_BRIDGE))
+    return (large & _chosen(joined, lambda areas: areas[:, cv2.CC_STAT_TOP] == 0)) > 0
+
+
+def _chosen(mask: U8, rule: Callable[[npt.NDArray[np.int32]], Mask]) -> U8:
+    """The areas of `mask` (0 and 1) whose row of statistics (OpenCV's) the rule accepts; the largest if it takes none."""
+    import cv2
+
+    _, area_of_pixel, areas, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    chosen = rule(areas)
+    chosen[0] = False  # what is not in the mask
+    if not chosen.any() and len(areas) > 1:
+        chosen[1 + areas[1:, cv2.CC_STAT_AREA].argmax()] = True
+    return chosen[area_of_pixel].astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,8 @@ def _fit_colour(image: U8, seeds: Mask) -> _Colour:
 def _plane(size: tuple[int, ...]) -> tuple[F32, F32]:
     """X of every column, −0.5..0.5, and Y of every row in the same unit, from the upper edge (a crop shares it)."""
     height, width = size
-    return np.arange(width, dtype=np.float32) / width - 0.5, np.arange(height, dtype=np.float32) / width
+    unit = np.float32(1 / width)
+    return np.arange(width, dtype=np.float32) * unit - np.float32(0.5), np.arange(height, dtype=np.float32) * unit
 
 
 def _alike(image: U8, colour: _Colour) -> Mask:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rw3d_common.cameras import F32, F64, PixelMap, unproject_depth
 from rw3d_common.config import Section, config_hash
@@ -44,6 +45,14 @@ class StereoConfig(Section):
     min_confidence: float = Field(2.5, ge=1)
     """Confidence below which a pixel is no point (see `confidence_of` for its scale)."""
 
+    @model_validator(mode="after")
+    def _usable(self) -> StereoConfig:
+        if self.block_size % 2 == 0:
+            raise ValueError(f"block_size must be odd, not {self.block_size}")
+        if self.nearest >= self.farthest:
+            raise ValueError(f"nearest ({self.nearest} m) must be less than farthest ({self.farthest} m)")
+        return self
+
 
 class StereoBackend:
     """Depth of the left image at full resolution, from each frame's own pair: no frame sees another."""
@@ -64,6 +73,11 @@ class StereoBackend:
             "licence": "Apache-2.0 (OpenCV)",
             "version": cv2.__version__,
         }
+
+    def require(self) -> None:
+        """Raise UserError when OpenCV is not installed."""
+        if find_spec("cv2") is None:
+            raise UserError("the backend 'stereo' needs OpenCV: pip install 'rw3d[prep]'")
 
     def reconstruct(self, frames: Sequence[Frame], world_offset: F64) -> Iterator[ViewGeometry]:
         """Yield each frame's geometry; the world is the dataset's minus `world_offset`, points are NaN where invalid.
@@ -161,7 +175,7 @@ def _disparity(left: U8, right: U8, count: int, block: int) -> F32:
     """
     import cv2
 
-    matcher = cv2.StereoSGBM_create(
+    matcher = cv2.StereoSGBM.create(
         minDisparity=0,
         numDisparities=count,
         blockSize=block,
