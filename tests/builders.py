@@ -200,7 +200,7 @@ def _imu_pose(number: int, index: int) -> F64:
     """IMU → world (4, 4): 0.8 m per frame on a gentle curve, z down, drives kilometres from the origin."""
     out = np.eye(4)
     out[:3, :3] = _rotation(0.002 * index, 0.003, 0.7 + 0.01 * index) @ np.diag([1.0, -1.0, -1.0])
-    out[:3, 3] = np.array(KITTI_ORIGIN) + [150.0 * number + 0.6 * index, -90.0 * number + 0.5 * index, 0.01 * index]
+    out[:3, 3] = np.add(KITTI_ORIGIN, [150.0 * number + 0.6 * index, -90.0 * number + 0.5 * index, 0.01 * index])
     return out
 
 

@@ -169,14 +169,15 @@ class Scene:
         )
 
     def sample(self, index: int) -> NoReturn:
-        """The training item of the view at `index`: its precomputed subsample of points, image and labels.
+        """The training item of the view at `index`. Schema version 1 holds no samples: this always says so.
 
         Raises:
-            UserError: no samples were made for this scene.
+            UserError: this scene holds no samples.
         """
-        if "samples" not in self.group:
-            raise UserError(f"{self.path}: no samples in this scene yet; run `rw3d-prep sample-views {self.path}`")
-        raise NotImplementedError(f"{self.path}: reading sample {index}")
+        raise UserError(
+            f"{self.path}: no sample {index}: stores of schema version {SCHEMA_VERSION} hold no samples, which "
+            "`rw3d-prep sample-views` of a later rw3d makes; view() has the points"
+        )
 
     def _array(self, group: zarr.Group, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
         try:
@@ -285,7 +286,9 @@ def open_scene(path: str | Path) -> Scene:
 def _finished_attributes(path: Path) -> dict[str, Any]:
     if not (path / "zarr.json").is_file():
         if path.is_dir() and path.name.endswith(STORE_SUFFIX):
-            raise UserError(f"{path}: its zarr.json is missing; delete this folder and run `rw3d-prep reconstruct` again")
+            raise UserError(
+                f"{path}: its zarr.json is missing; delete this folder and run `rw3d-prep reconstruct` again"
+            )
         hint = "open_collection() opens a folder of scenes" if path.is_dir() else "see what `rw3d-prep inspect` lists"
         raise UserError(f"{path}: no scene store here; {hint}")
     try:

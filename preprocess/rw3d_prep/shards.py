@@ -7,6 +7,7 @@ file, hash what was written. A test holds zarr-python and tensorstore to reading
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,13 @@ class ShardedColumn:
         if self._shard is not None:
             self._close_shard()
         self.array.resize((total, *self.spec.row))
+
+    def abandon(self) -> None:
+        """Close what is open; the array is going to be removed."""
+        if self._shard is not None:
+            with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+                self._shard.file.close()
+            self._shard = None
 
     def _flush(self) -> None:
         if self._shard is None:

@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+GRACE_SECONDS = 10.0  # for a stopped worker to remove its temporary store
 _on_step: list[Callable[[], object]] = []  # of this process: what `step` calls
 
 
@@ -38,18 +41,42 @@ def run_in_processes(
     receiver, sender = context.Pipe(duplex=False)
     threading.Thread(target=_relay_steps, args=(receiver, on_step), daemon=True).start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(sender,))
-    futures = {pool.submit(function, *args): index for index, args in enumerate(arguments)}
     finished = False
     try:
+        with _interrupts_blocked():
+            futures = {pool.submit(_call, function, args): index for index, args in enumerate(arguments)}
         for future in as_completed(futures):
             yield futures[future], _explained(future)
         finished = True
     finally:
         if not finished:
-            for child in multiprocessing.active_children():
-                child.terminate()
+            _stop_workers(pool)
         pool.shutdown(wait=True, cancel_futures=True)
         sender.close()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C is for the parent alone: workers that start in here never see it, and here it waits until the end."""
+    resource_tracker.ensure_running()  # starting it later would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stop_workers(pool: ProcessPoolExecutor) -> None:
+    """Let running calls clean up after themselves, and kill what has not ended in time."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for child in children:
+        child.join(max(deadline - time.monotonic(), 0))
+        if child.is_alive():
+            child.kill()
 
 
 def _call_here(function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
@@ -81,10 +108,28 @@ def _relay_steps(receiver: Connection, on_step: Callable[[], object]) -> None:
             on_step()
 
 
+_leaving = False  # this worker was told to end
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if _leaving:  # a pool that shuts down still hands out what it has queued
+        raise SystemExit
+    return function(*args)
+
+
+def _leave(_signum: int, _frame: Any) -> None:
+    """SIGTERM in a worker: unwind the running call, so that it removes its temporary store."""
+    global _leaving
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _leaving = True
+    raise SystemExit
+
+
 def _start_worker(sender: Connection) -> None:
-    """Ignore Ctrl-C (the parent decides), report steps, and exit as soon as the parent is gone."""
+    """Leave Ctrl-C to the parent, report steps, clean up on SIGTERM, and exit as soon as the parent is gone."""
     _on_step[:] = [lambda: sender.send_bytes(b"1")]  # shorter than PIPE_BUF: writers cannot interleave
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()

@@ -43,6 +43,7 @@ class SceneWriter:
         """Open a temporary store beside `target`."""
         self.target = target
         self.temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
+        self._columns: dict[str, ShardedColumn] = {}
         with disk_errors(self.temporary):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.temporary)
@@ -130,6 +131,8 @@ class SceneWriter:
 
     def discard(self) -> None:
         """Remove the temporary store; nothing was published."""
+        for column in self._columns.values():
+            column.abandon()
         shutil.rmtree(self.temporary, ignore_errors=True)
         self._lock.release()
 

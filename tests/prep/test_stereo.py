@@ -105,6 +105,7 @@ def test_types_shapes_and_the_map(slanted):
     assert (view.points.dtype, view.confidence.dtype, view.valid.dtype) == (np.float32, np.float32, bool)
     assert np.array_equal(view.pixel_map.nearest_source_pixels().ravel(), np.arange(SIZE[0] * SIZE[1]))
     assert view.intrinsics is frame.intrinsics
+    assert view.confidence.min() >= 1
     assert np.isnan(view.points[~view.valid]).all()
     assert np.isfinite(view.points[view.valid]).all()
 
@@ -129,6 +130,12 @@ def test_confident_pixels_are_the_better_ones(tmp_path):
     assert len(np.unique(confidence)) > 0.5 * confidence.size  # deciles are well defined
     assert errors[0] < 0.01 < errors[-1]
     assert errors[-1] == errors.max()
+
+
+def test_what_the_right_camera_cannot_see_is_left_out_or_doubted(slanted):
+    _, view, disparity = slanted
+    unseen = np.arange(SIZE[1])[None, :] < disparity - 1
+    assert view.valid[unseen].mean() < 0.05
 
 
 def test_smooth_sky_never_becomes_a_point(tmp_path):

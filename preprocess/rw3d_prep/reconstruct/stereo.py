@@ -27,6 +27,7 @@ from rw3d_prep.reconstruct.sky import sky_mask
 FINE = 16  # OpenCV's disparities are whole sixteenths of a pixel, and its range a multiple of 16
 REACH = 5.0  # pixels, standard deviation of the window that confidence is averaged over
 GREY_SCALE = 10.0  # grey levels; a difference of that size after warping counts half
+UNMATCHED = 1000.0  # pixels or grey levels: a misfit in full
 FLOOR = 0.1  # doubt that even the best pixel has, so that confidence stays below 1 + 1 / FLOOR
 
 
@@ -41,7 +42,7 @@ class StereoConfig(Section):
     smoothing: float = Field(0.7, ge=0)
     """Pixels, standard deviation of the Gaussian before matching: sensor noise is not texture. 0 switches it off."""
     consistency: float = Field(1.0, gt=0)
-    """Pixels by which the disparities of the left and the right image may differ."""
+    """Pixels by which the two images' disparities may differ; what only one of them sees differs by more."""
     min_confidence: float = Field(2.5, ge=1)
     """Confidence below which a pixel is no point (see `confidence_of` for its scale)."""
 
@@ -147,8 +148,8 @@ def match(left: U8, right: U8, scale: float, config: StereoConfig) -> tuple[F32,
     count = FINE * max(1, min(int(np.ceil(scale / config.nearest / FINE)), left.shape[1] // FINE))
     forth = _disparity(grey_left, grey_right, count, config.block_size)
     turned = _disparity(_turn(grey_right), _turn(grey_left), count, config.block_size + 4)
-    back = _sampled(_turn(turned), forth, outside=-1000.0)
-    gap = np.abs(forth - back)
+    back = _sampled(_turn(turned), forth, outside=-UNMATCHED)
+    gap = np.where((forth < 0) | (back < 0), np.float32(UNMATCHED), np.abs(forth - back))
     consistent = (gap <= config.consistency) & (forth > 0)
     disparity = np.where(consistent, (forth + back) / 2, forth)
     grey_gap = _grey_gap(grey_left, grey_right, disparity, consistent)
@@ -202,7 +203,7 @@ def _sampled(values: npt.NDArray, disparity: F32, outside: float) -> F32:
 
 def _grey_gap(left: U8, right: U8, disparity: F32, consistent: npt.NDArray[np.bool_]) -> F32:
     """Grey levels (H, W) by which the warped right image differs; the cameras' median difference is taken off."""
-    difference = left - _sampled(right, disparity, outside=-1000.0)
+    difference = left - _sampled(right, disparity, outside=-UNMATCHED)
     return np.abs(difference - np.median(difference[consistent])) if consistent.any() else np.abs(difference)
 
 
