@@ -59,7 +59,9 @@ def pipeline_file(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({path.stem for folder in PIPELINES if folder.is_dir() for path in folder.glob("*.yaml")})
-    raise UserError(f"no recipe for dataset '{name}'{did_you_mean(name, known)}; recipes: {', '.join(known)}")
+    raise UserError(
+        f"no recipe for dataset '{name}'{did_you_mean(name, known)}; give your own with --config FILE, or take one of {', '.join(known)}"
+    )
 
 
 def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> Tree:

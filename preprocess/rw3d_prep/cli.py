@@ -225,7 +225,7 @@ def inspect(
     stores: Stores,
     scenes: Annotated[int, typer.Option(min=0, help="Of how many scenes to show a table of views.")] = 1,
     picture: Annotated[
-        Path | None, typer.Option(help="Also write a PNG of the first scene's cloud, in photo and label colours.")
+        Path | None, typer.Option(help="Also write a PNG of the largest scene's cloud, in photo and label colours.")
     ] = None,
 ) -> None:
     """Show tables: points per scene and view, labelled share per class, confidence quantiles, coverage, health."""
@@ -237,8 +237,9 @@ def inspect(
     if picture:
         from rw3d_prep.picture import write_picture
 
-        write_picture(collection[0], picture)
-        log.info(f"picture of {collection[0].name}: {picture}")
+        largest = max(collection, key=len)
+        write_picture(largest, picture)
+        log.info(f"picture of {largest.name}: {picture}")
 
 
 @app.command()

@@ -57,7 +57,7 @@ def run_in_processes(
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C is for the parent alone: workers that start in here never see it, and here it waits until the end."""
+    """Ctrl-C is for the parent alone: workers that start in here inherit the block."""
     resource_tracker.ensure_running()  # starting it later would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ from rw3d_prep.fuse import FusedView
 from rw3d_prep.shards import ShardedColumn
 
 TEMPORARY = f"{STORE_SUFFIX}.tmp-"
+SETTLE_SECONDS = (
+    0.5  # a signal interrupts the wait for zarr's thread, not the thread: it would write into what we remove
+)
 
 
 class SceneWriter:
@@ -143,6 +147,8 @@ class SceneWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock.held:
+            if kind is not None and not issubclass(kind, Exception):
+                time.sleep(SETTLE_SECONDS)
             self.discard()
 
 

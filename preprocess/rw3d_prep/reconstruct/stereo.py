@@ -100,6 +100,7 @@ class StereoBackend:
             disparity, confidence, consistent = match(left, right, scale, self.config)
             sky = sky_mask(left, frame.intrinsics, camera_to_world)
         valid = consistent & ~sky & (confidence >= self.config.min_confidence)
+        valid &= _whole_window(valid.shape, self.config.block_size)
         valid &= (disparity >= scale / self.config.farthest) & (disparity <= scale / self.config.nearest)
         depth = np.divide(scale, disparity, out=np.full(disparity.shape, np.nan), where=valid, dtype=np.float64)
         return ViewGeometry(
@@ -110,6 +111,13 @@ class StereoBackend:
             camera_to_world=camera_to_world,
             pixel_map=PixelMap(valid.shape, valid.shape),
         )
+
+
+def _whole_window(size: tuple[int, ...], block: int) -> npt.NDArray[np.bool_]:
+    """Pixels (H, W) whose matching window lies inside the image; at the border half of it is made up."""
+    whole = np.zeros(size, bool)
+    whole[block // 2 : size[0] - block // 2, block // 2 : size[1] - block // 2] = True
+    return whole
 
 
 def _read_pair(frame: Frame) -> tuple[U8, U8]:
