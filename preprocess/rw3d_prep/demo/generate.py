@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rw3d_common.errors import UserError, disk_errors
 
-VERSION = 1  # raise it when the same config gives another drive
+VERSION = 2  # raise it when the same config gives another drive
 DONE, BEGUN = "demo.json", "demo.unfinished.json"
 BLOCK = 10  # frames that a worker renders of one world
 WORLD_ORIGIN = (3639.2, 1708.2, 122.1)  # far from 0, as in KITTI-360: float32 must not be trusted with it

@@ -106,6 +106,8 @@ def build_static(street: Street, seed: int, sequence: int) -> Mesh:
     )
     far = material(rng, TERRAIN, np.array([0.12, 0.14, 0.05]) * street.tint, amplitude=0.7, stain=0.5)
     builder.add_bent(strip((START - 60, street.length + 90), (-120, 120), (-0.06, -0.06), 10), far)
+    # Fields as far as 2 km, so that what lies below the horizon is ground and what is labelled sky is sky.
+    builder.add(strip((-2000, 2000), (-2000, 2000), (0, 0), 250), far, s=0, d=0, z=-0.4)
     for side in (1, -1):
         _side(builder, rng, street, side)
     _horizon(builder, rng, street)
