@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from builders import kitti360_tree, rgbd_tree
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

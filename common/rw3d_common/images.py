@@ -5,18 +5,19 @@ Image coordinates are those of the picture as displayed: EXIF orientation applie
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from rw3d_common.errors import UserError
-from rw3d_common.labels import U8
-from rw3d_common.manifest import LabelEncoding
+from rw3d_common.labels import U8, ClassMap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LabelEncoding = Literal["gray8", "palette8", "rgb_equal"]
 _TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _MODES = {"gray8": ("L",), "palette8": ("P",), "rgb_equal": ("RGB", "L")}
 _MEND = {
@@ -82,6 +83,23 @@ def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int]) -> U8
     if (raw != raw[..., :1]).any():
         raise UserError(f"{path}: its channels differ, so it is a colour picture; labels are {_MEND[encoding]}")
     return np.ascontiguousarray(raw[..., 0])
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label image on disk, with all that is needed to read it as train ids."""
+
+    path: Path
+    encoding: LabelEncoding
+    classes: ClassMap
+
+    def read(self, size: tuple[int, int]) -> U8:
+        """Train ids (H, W) uint8 with 255 = unlabelled, for a picture of `size` (height, width).
+
+        Raises:
+            UserError: what `read_label` refuses, and raw ids that no class has.
+        """
+        return self.classes.to_train_ids(read_label(self.path, self.encoding, size), str(self.path))
 
 
 def _opened(path: Path) -> Image:

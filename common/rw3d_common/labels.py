@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -102,14 +103,23 @@ class ClassMap:
         ]
 
     @classmethod
-    def from_json(cls, items: list[dict[str, Any]]) -> ClassMap:
-        """The inverse of `to_json`."""
+    def from_json(cls, items: list[dict[str, Any]], ignored_ids: Sequence[int] = ()) -> ClassMap:
+        """The inverse of `to_json`, which leaves out the ignored ids."""
         return cls(
             tuple(
                 LabelClass(item["train_id"], item["name"], tuple(item["raw_ids"]), tuple(item["color"]), item["in_3d"])
                 for item in items
-            )
+            ),
+            tuple(ignored_ids),
         )
+
+    def ignoring(self, raw_ids: Sequence[int]) -> ClassMap:
+        """The same map with these raw ids taken from their classes: they become 255."""
+        classes = (
+            LabelClass(c.train_id, c.name, tuple(i for i in c.raw_ids if i not in raw_ids), c.color, c.in_3d)
+            for c in self.classes
+        )
+        return ClassMap(tuple(classes), (*self.ignored_ids, *raw_ids))
 
     @cached_property
     def hash(self) -> str:

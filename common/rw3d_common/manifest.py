@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from rw3d_common.config import Section, did_you_mean, read_yaml, validate
 from rw3d_common.errors import UserError
+from rw3d_common.images import LabelEncoding
 from rw3d_common.labels import ClassMap, LabelClass
 
-LabelEncoding = Literal["gray8", "palette8", "rgb_equal"]
 MANIFESTS = (Path(__file__).parents[2] / "data_manifest.yaml", Path(__file__).parent / "data_manifest.yaml")
 
 
@@ -78,12 +78,7 @@ class DatasetEntry(Section):
 
     def truth_map(self) -> ClassMap:
         """The class map of dense labels: `ignored_in_truth` ids become 255."""
-        skip = set(self.ignored_in_truth)
-        classes = (
-            LabelClass(c.train_id, c.name, tuple(i for i in c.ids if i not in skip), c.color, c.in_3d)
-            for c in self.classes
-        )
-        return ClassMap(tuple(classes), (*self.ignored_ids, *self.ignored_in_truth))
+        return self.class_map().ignoring(self.ignored_in_truth)
 
 
 class DataManifest(Section):

@@ -23,6 +23,7 @@ import zarr
 
 from rw3d_common.cameras import F32, F64, project
 from rw3d_common.errors import UserError
+from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import U8, ClassMap
 from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS
 
@@ -54,6 +55,8 @@ class View:
     pixel: npt.NDArray[np.uint32]
     label: U8
     truth: U8 | None
+    label_file: LabelFile | None
+    truth_file: LabelFile | None
 
     @property
     def rows_columns(self) -> npt.NDArray[np.int64]:
@@ -71,9 +74,15 @@ class View:
         Raises:
             UserError: the file is no longer where it was when the scene was made.
         """
-        from rw3d_common.images import read_image
-
         return read_image(self.image)
+
+    def read_label(self) -> U8 | None:
+        """The sparse label image as train ids (H, W) uint8, 255 = unlabelled; None where the view has none."""
+        return self.label_file.read(self.image_size) if self.label_file else None
+
+    def read_truth(self) -> U8 | None:
+        """The dense label image as train ids (H, W) uint8, 255 = ignored; None where the dataset has none."""
+        return self.truth_file.read(self.image_size) if self.truth_file else None
 
     def paint(self, values: npt.NDArray[Any], background: Any) -> npt.NDArray[Any]:
         """`values` (n, …), one per point, as an image (H, W, …); pixels without a point hold `background`."""
@@ -108,7 +117,7 @@ class Scene:
     @cached_property
     def classes(self) -> ClassMap:
         """Train ids with their names, colours and raw ids."""
-        return ClassMap.from_json(self.attrs["classes"])
+        return ClassMap.from_json(self.attrs["classes"], self.attrs["ignored_ids"])
 
     @cached_property
     def view_table(self) -> dict[str, npt.NDArray[Any]]:
@@ -165,8 +174,15 @@ class Scene:
             intrinsics=table["intrinsics"][index],
             camera_to_world=table["camera_to_world"][index],
             truth=self._array(self.points, "truth", rows) if self.has_truth else None,
+            label_file=self._label_file(strings["labels"][index], "label_encoding", self.classes),
+            truth_file=self._label_file(
+                strings["truths"][index], "truth_encoding", self.classes.ignoring(self.attrs["ignored_in_truth"])
+            ),
             **{name: self._array(self.points, name, rows) for name in names},
         )
+
+    def _label_file(self, name: str | None, encoding: str, classes: ClassMap) -> LabelFile | None:
+        return None if name is None else LabelFile(Path(self.attrs["root"]) / name, self.attrs[encoding], classes)
 
     def sample(self, index: int) -> NoReturn:
         """The training item of the view at `index`. Schema version 1 holds no samples: this always says so.

@@ -19,10 +19,9 @@ import numpy as np
 from rw3d_common.collection import store_paths
 from rw3d_common.config import difference
 from rw3d_common.errors import DiskFull, Exit, UserError, disk_errors
-from rw3d_common.images import read_image, read_label
-from rw3d_common.labels import U8, ClassMap
+from rw3d_common.images import LabelFile, read_image
 from rw3d_common.log import Metrics, log, progress
-from rw3d_common.manifest import DatasetEntry, LabelEncoding, dataset_entry
+from rw3d_common.manifest import DatasetEntry, dataset_entry
 from rw3d_common.scene import open_scene
 from rw3d_common.schema import STORE_SUFFIX
 from rw3d_prep.batching import Batch, make_batches
@@ -186,6 +185,10 @@ def reconstruct_batch(batch: Batch, config: PrepConfig, root: Path, out: Path) -
             "config_hash": config.hash(),
             "classes": entry.class_map().to_json(),
             "class_map_hash": entry.class_map().hash,
+            "ignored_ids": entry.ignored_ids,
+            "ignored_in_truth": entry.ignored_in_truth,
+            "label_encoding": entry.label_encoding,
+            "truth_encoding": entry.truth_encoding,
             "world_offset": world_offset.tolist(),
             "axes": "OpenCV camera axes: x right, y down, z forward; metres",
             "tools": tool_versions(),
@@ -207,15 +210,11 @@ def _fuse(frame: Frame, geometry: ViewGeometry, entry: DatasetEntry, config: Pre
         raise UserError(
             f"{frame.image}: is {size[1]}×{size[0]}, its geometry was made for another size; do not edit images during a run"
         )
-    label = _train_ids(frame.label, entry.label_encoding, entry.class_map(), size)
-    truth = _train_ids(frame.truth, entry.truth_encoding, entry.truth_map(), size)
+    label = LabelFile(frame.label, entry.label_encoding, entry.class_map()).read(size) if frame.label else None
+    truth = LabelFile(frame.truth, entry.truth_encoding, entry.truth_map()).read(size) if frame.truth else None
     if truth is None and fill_truth:
         truth = np.full(size, 255, np.uint8)
     return fuse_view(geometry, image, label, truth, entry.class_map(), config.fuse.confidence_percentile)
-
-
-def _train_ids(path: Path | None, encoding: LabelEncoding, classes: ClassMap, size: tuple[int, int]) -> U8 | None:
-    return None if path is None else classes.to_train_ids(read_label(path, encoding, size), str(path))
 
 
 class _ViewRows:
@@ -226,11 +225,18 @@ class _ViewRows:
         self.rows: list[dict[str, Any]] = []
         self.cameras: list[str] = []
         self.images: list[str] = []
+        self.labels: list[str | None] = []
+        self.truths: list[str | None] = []
+
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path.resolve(), self.root)
 
     def add(self, frame: Frame, geometry: ViewGeometry, fused: FusedView, previous: ViewGeometry | None) -> None:
         if frame.camera not in self.cameras:
             self.cameras.append(frame.camera)
-        self.images.append(os.path.relpath(frame.image.resolve(), self.root))
+        self.images.append(self._relative(frame.image))
+        self.labels.append(self._relative(frame.label) if frame.label else None)
+        self.truths.append(self._relative(frame.truth) if frame.truth else None)
         pixel_map = geometry.pixel_map
         health = view_health(geometry, fused.position, previous)
         self.rows.append(
@@ -258,7 +264,8 @@ class _ViewRows:
     def tables(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The columns of `views/`, and the strings that go into its attributes."""
         columns = {key: np.stack([np.asarray(row[key]) for row in self.rows]) for key in self.rows[0]}
-        return columns, {"cameras": self.cameras, "images": self.images}
+        strings = {"cameras": self.cameras, "images": self.images, "labels": self.labels, "truths": self.truths}
+        return columns, strings
 
 
 def tool_versions() -> dict[str, str]:

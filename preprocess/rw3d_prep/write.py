@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,9 +31,7 @@ from rw3d_prep.fuse import FusedView
 from rw3d_prep.shards import ShardedColumn
 
 TEMPORARY = f"{STORE_SUFFIX}.tmp-"
-SETTLE_SECONDS = (
-    0.5  # a signal interrupts the wait for zarr's thread, not the thread: it would write into what we remove
-)
+SETTLE_SECONDS = 0.5
 
 
 class SceneWriter:
@@ -53,7 +50,8 @@ class SceneWriter:
             self._lock = Lock(self.temporary)
             try:
                 self._columns = self._create(with_truth)
-            except BaseException:
+            except BaseException as error:
+                _settle(type(error))
                 self.discard()
                 raise
         self.offsets = [0]
@@ -98,9 +96,6 @@ class SceneWriter:
                 column.finish()
             self._write_views({**views, "point_offset": np.asarray(self.offsets)}, view_attributes)
             self.group.update_attributes({**attributes, "schema_version": SCHEMA_VERSION, "complete": self._record()})
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-                zarr.consolidate_metadata(self.temporary)
             _sync(self.temporary)
         try:
             self.temporary.rename(self.target)
@@ -147,9 +142,14 @@ class SceneWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock.held:
-            if kind is not None and not issubclass(kind, Exception):
-                time.sleep(SETTLE_SECONDS)
+            _settle(kind)
             self.discard()
+
+
+def _settle(kind: type[BaseException] | None) -> None:
+    """After a signal, let zarr's thread end the call that was waited for: it would write into what is removed next."""
+    if kind is not None and not issubclass(kind, Exception):
+        time.sleep(SETTLE_SECONDS)
 
 
 class Lock:

@@ -333,9 +333,6 @@ def test_unknown_arrays_and_colours(scene):
 
 def test_truth_that_a_scene_has_not(own):
     shutil.rmtree(own / "points" / "truth")
-    document = json.loads((own / "zarr.json").read_text())
-    document.pop("consolidated_metadata")
-    (own / "zarr.json").write_text(json.dumps(document))
     scene = open_scene(own)
     assert not scene.has_truth
     assert scene.view(0).truth is None

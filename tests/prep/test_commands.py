@@ -146,3 +146,15 @@ def test_world_offset_leads_back_to_the_dataset_world(folder):
         for index, frame in enumerate(batch.frames):
             centre = scene.view(index).camera_to_world[:3, 3] + scene.world_offset
             np.testing.assert_allclose(centre, frame.camera_to_world[:3, 3], atol=1e-9)
+
+
+def test_a_view_reads_its_image_and_label_files_as_train_ids(folder):
+    config = load_config("kitti360", None, "sensor", None, [])
+    reconstruct(config, folder / "data" / "kitti360", folder / "out", workers=1)
+    for scene in open_collection(folder / "out"):
+        for index in range(len(scene)):
+            view = scene.view(index)
+            rows, columns = view.rows_columns.T
+            np.testing.assert_array_equal(view.read_image()[rows, columns], view.color)
+            np.testing.assert_array_equal(view.read_label()[rows, columns], view.label)
+            np.testing.assert_array_equal(view.read_truth()[rows, columns], view.truth)

@@ -37,9 +37,11 @@ def view_columns(count: int) -> dict[str, np.ndarray]:
     return columns
 
 
+STRINGS = {"cameras": ["c"], "images": ["x.png"] * 300, "labels": [None] * 300, "truths": [None] * 300}
 ATTRIBUTES = {
     "dataset": "demo", "split": "train", "sequence": "s", "root": "/", "backend": {"name": "test"}, "config_hash": "0",
-    "world_offset": [0, 0, 0],
+    "world_offset": [0, 0, 0], "ignored_ids": [255], "ignored_in_truth": [], "label_encoding": "gray8",
+    "truth_encoding": "gray8",
     "classes": [{"train_id": i, "name": n, "raw_ids": [i], "color": [0, 0, 0], "in_3d": True} for i, n in enumerate("ab")],
 }  # fmt: skip
 
@@ -48,7 +50,7 @@ def write_scene(path: Path, views: list[FusedView]) -> None:
     with SceneWriter(path, with_truth=True) as writer:
         for view in views:
             writer.append(view)
-        writer.publish(view_columns(len(views)), {"cameras": ["c"], "images": ["x.png"] * len(views)}, ATTRIBUTES)
+        writer.publish(view_columns(len(views)), STRINGS, ATTRIBUTES)
 
 
 def schema_document(tmp_path: Path) -> dict[str, object]:
