@@ -1,7 +1,7 @@
 """The scene store's contract: every array's name, type, unit, chunks and codecs, declared once.
 
 A scene is a Zarr v3 group `<first frame>-<last frame>.zarr` with the groups `points` (one row per 3D point, views one
-after another) and `views` (one row per view). Chunk sizes and codecs are measured choices: rows of a view lie in one
+after another), `views` (one row per view) and, once they are made, `samples` (one row per training item). Chunk sizes and codecs are measured choices: rows of a view lie in one
 or two chunks, a position compresses best when shuffled over its 12 bytes, colours do not compress at all, and crc32c
 inside the shard catches what lossless codecs let through.
 """
@@ -9,7 +9,7 @@ inside the shard catches what lossless codecs let through.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class ArraySpec:
     unit: str
     meaning: str
     compress: tuple[Any, ...] = ()
+    chunk_rows: int = 0  # 0: the array is one chunk
+    shard_rows: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -49,7 +51,7 @@ _ZSTD = (ZstdCodec(level=1),)
 _NAN = float("nan")
 
 # fmt: off
-POINTS: tuple[ArraySpec, ...] = (
+_POINTS = (
     ArraySpec("position", (3,), "float32", _NAN, ("point", "xyz"), "m", "point in the scene's world; add world_offset for the dataset's world", _lz4(12)),
     ArraySpec("color", (3,), "uint8", 0, ("point", "rgb"), "", "colour of the source pixel"),
     ArraySpec("confidence", (), "float32", _NAN, ("point",), "", "reconstruction confidence, raw as the backend gave it", _lz4(4)),
@@ -73,19 +75,36 @@ VIEWS: tuple[ArraySpec, ...] = (
     ArraySpec("depth_range", (2,), "float32", _NAN, ("view", "quantile"), "m", "1 % and 99 % quantile of the kept points' depth"),
     ArraySpec("reprojection_residual", (), "float32", _NAN, ("view",), "", "median relative depth difference of this view's points seen from the view before"),
 )
+_SAMPLE_POINTS = (
+    ArraySpec("position", (3,), "float32", _NAN, ("sample", "point", "xyz"), "m", "points in the scene's world, the view's own points first", _lz4(4)),
+    ArraySpec("color", (3,), "uint8", 0, ("sample", "point", "rgb"), "", "colour of the source pixel"),
+    ArraySpec("confidence", (), "float32", _NAN, ("sample", "point"), "", "reconstruction confidence, raw as the backend gave it", _lz4(4)),
+    ArraySpec("label", (), "uint8", 255, ("sample", "point"), "", "train id of the sparse label; 255 = unlabelled", _ZSTD),
+    ArraySpec("index", (), "uint32", 2**32 - 1, ("sample", "point"), "", "row of the point in points/", _lz4(4)),
+    ArraySpec("truth", (), "uint8", 255, ("sample", "point"), "", "train id of the dense label, for metrics only; 255 = ignored", _ZSTD),
+)
+_SAMPLE_PIXEL = ArraySpec("pixel", (), "int32", -1, ("sample", "own_point"), "", "source pixel of the own points, row · image width + column; −1 where there is no own point", _lz4(4))
+SAMPLE_TABLES: tuple[ArraySpec, ...] = (
+    ArraySpec("view", (), "int32", -1, ("sample",), "", "index of the view in views/"),
+    ArraySpec("draw", (), "int32", -1, ("sample",), "", "which of the view's samples this is, from 0"),
+    ArraySpec("n_points", (), "int32", -1, ("sample",), "", "points of the sample; rows behind them hold fill values"),
+    ArraySpec("n_own", (), "int32", -1, ("sample",), "", "points that come from the view itself; they are the first"),
+    ArraySpec("radius", (), "float32", _NAN, ("sample",), "m", "radius of the sphere that the other points come from; infinite for the whole scene"),
+    ArraySpec("center", (3,), "float32", _NAN, ("sample", "xyz"), "m", "centre of that sphere: the centroid of all own points of the view"),
+)
 # fmt: on
+POINTS = tuple(replace(spec, chunk_rows=CHUNK_ROWS, shard_rows=SHARD_ROWS) for spec in _POINTS)
+SAMPLES_PER_SHARD = 50
 
 
 def create_array(group: zarr.Group, spec: ArraySpec, rows: int) -> zarr.Array[Any]:
-    """Create one array of `rows` rows; points are chunked and sharded, the small view tables are one chunk each."""
-    sharded = spec in POINTS
-    rows_per_chunk = CHUNK_ROWS if sharded else max(rows, 1)
+    """Create one array of `rows` rows with the chunks, shards and codecs of its declaration."""
     return group.create_array(
         spec.name,
         shape=(rows, *spec.row),
         dtype=spec.dtype,
-        chunks=(rows_per_chunk, *spec.row),
-        shards=(SHARD_ROWS, *spec.row) if sharded else None,
+        chunks=(spec.chunk_rows or max(rows, 1), *spec.row),
+        shards=(spec.shard_rows, *spec.row) if spec.shard_rows else None,
         fill_value=spec.fill,
         serializer=BytesCodec(),
         compressors=(*spec.compress, Crc32cCodec()),
@@ -99,3 +118,10 @@ def create_array(group: zarr.Group, spec: ArraySpec, rows: int) -> zarr.Array[An
 def point_arrays(with_truth: bool) -> Sequence[ArraySpec]:
     """The arrays of `points/`: `truth` only where the dataset has dense labels."""
     return POINTS if with_truth else POINTS[:-1]
+
+
+def sample_arrays(points: int, own: int, with_truth: bool) -> Sequence[ArraySpec]:
+    """The large arrays of `samples/`: one chunk per sample, padded to `points` rows (`pixel` to `own` rows)."""
+    columns = _SAMPLE_POINTS if with_truth else _SAMPLE_POINTS[:-1]
+    specs = [*(replace(spec, row=(points, *spec.row)) for spec in columns), replace(_SAMPLE_PIXEL, row=(own,))]
+    return [replace(spec, chunk_rows=1, shard_rows=SAMPLES_PER_SHARD) for spec in specs]

@@ -1,4 +1,4 @@
-"""Writes one array of `points/` as Zarr v3 shards, chunk by chunk, straight to its files.
+"""Writes one array of `points/` or `samples/` as Zarr v3 shards, chunk by chunk, straight to its files.
 
 zarr-python holds a whole shard in memory and spends two thirds of its time around the codecs; this is the same bytes
 (sharding_indexed, index at the end, crc32c) in one pass: encode a chunk as soon as it is full, append it to the shard's
@@ -20,9 +20,8 @@ import zarr
 from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from rw3d_common.schema import CHUNK_ROWS, SHARD_ROWS, ArraySpec
+from rw3d_common.schema import ArraySpec
 
-CHUNKS = SHARD_ROWS // CHUNK_ROWS
 ABSENT = 2**64 - 1  # offset and length of a chunk that was never written
 
 
@@ -33,7 +32,7 @@ class ShardedColumn:
         """`array` is the empty array that was created in `folder`, its own folder in the store."""
         self.array, self.folder, self.spec = array, folder, spec
         self.encode = _encoder(spec)
-        self.buffer = np.empty((CHUNK_ROWS, *spec.row), spec.dtype)
+        self.buffer = np.empty((spec.chunk_rows, *spec.row), spec.dtype)
         self.buffered = self.rows = 0
         self.files: dict[Path, dict[str, Any]] = {}  # of finished shards: SHA-256 and size
         self._shard: _Shard | None = None
@@ -45,11 +44,11 @@ class ShardedColumn:
             OSError: the disk refuses.
         """
         while len(rows):
-            free = CHUNK_ROWS - self.buffered
+            free = self.spec.chunk_rows - self.buffered
             part, rows = rows[:free], rows[free:]
             self.buffer[self.buffered : self.buffered + len(part)] = part
             self.buffered += len(part)
-            if self.buffered == CHUNK_ROWS:
+            if self.buffered == self.spec.chunk_rows:
                 self._flush()
 
     def finish(self) -> None:
@@ -71,12 +70,12 @@ class ShardedColumn:
 
     def _flush(self) -> None:
         if self._shard is None:
-            path = self.folder.joinpath("c", str(self.rows // SHARD_ROWS), *("0" for _ in self.spec.row))
-            self._shard = _Shard(path)
+            path = self.folder.joinpath("c", str(self.rows // self.spec.shard_rows), *("0" for _ in self.spec.row))
+            self._shard = _Shard(path, self.spec.shard_rows // self.spec.chunk_rows)
         self._shard.write(self.encode(self.buffer))
         self.rows += self.buffered
         self.buffered = 0
-        if self.rows % SHARD_ROWS == 0:
+        if self.rows % self.spec.shard_rows == 0:
             self._close_shard()
 
     def _close_shard(self) -> None:
@@ -88,10 +87,10 @@ class ShardedColumn:
 class _Shard:
     """One shard file, written front to back: encoded chunks, then the index of their places."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, chunks: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.size, self.chunks = path, 0, 0
-        self.index = np.full((CHUNKS, 2), ABSENT, "<u8")
+        self.index = np.full((chunks, 2), ABSENT, "<u8")
         self.digest = hashlib.sha256()
         self.file: BinaryIO = path.open("wb")
 

@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from rw3d_common import open_scene
-from rw3d_common.schema import CHUNK_ROWS, POINTS, SHARD_ROWS, VIEWS, create_array
+from rw3d_common.schema import CHUNK_ROWS, POINTS, SAMPLE_TABLES, SHARD_ROWS, VIEWS, create_array, sample_arrays
 from rw3d_prep.fuse import FusedView
 from rw3d_prep.write import SceneWriter, sweep_orphans
 
@@ -56,7 +56,8 @@ def write_scene(path: Path, views: list[FusedView]) -> None:
 def schema_document(tmp_path: Path) -> dict[str, object]:
     group = zarr.create_group(tmp_path / "schema")
     document = {}
-    for name, specs in (("points", POINTS), ("views", VIEWS)):
+    samples = (*sample_arrays(120_000, 72_000, with_truth=True), *SAMPLE_TABLES)
+    for name, specs in (("points", POINTS), ("views", VIEWS), ("samples", samples)):
         part = group.create_group(name)
         for spec in specs:
             create_array(part, spec, 200)
