@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -107,10 +108,12 @@ def peak_bytes() -> int:
 def measure(side: str, views: int, height: int, width: int) -> dict[str, float]:
     """Run one side in this process."""
     street = Street(height, width)
-    ours(street, 1, Path(tempfile.mkdtemp())) if side == "ours" else lists(street, 1, Path())  # warm up
+    run = ours if side == "ours" else lists
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        points, cpu = (ours if side == "ours" else lists)(street, views, Path(folder))
+        run(street, 1, Path(folder, "warm up"))
+        points, cpu = run(street, views, Path(folder))
+        shutil.rmtree(Path(folder, "warm up"), ignore_errors=True)
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {
         "views": views,

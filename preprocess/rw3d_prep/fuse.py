@@ -63,23 +63,23 @@ def fuse_view(
         confidence_percentile: % of the valid points to drop per view.
     """
     pixel_of_cell = _source_pixels(geometry.pixel_map)
-    keep = np.flatnonzero(usable_cells(geometry).ravel() & (pixel_of_cell != NO_PIXEL))
-    finite_share = keep.size / pixel_of_cell.size
+    cell = np.flatnonzero(usable_cells(geometry).ravel() & (pixel_of_cell != NO_PIXEL))
+    finite_share = cell.size / pixel_of_cell.size
+    pixel = pixel_of_cell.take(cell)
     if label is not None:
-        label_of_cell = np.take(label.ravel(), np.take(pixel_of_cell, keep))
-        keep = keep[classes.in_3d[label_of_cell]]
-    confidence = np.take(geometry.confidence.ravel(), keep)
+        surface = np.flatnonzero(classes.in_3d.take(label.ravel().take(pixel)))
+        cell, pixel = cell.take(surface), pixel.take(surface)
+    confidence = geometry.confidence.ravel().take(cell)
     threshold = _lowest_kept(confidence, confidence_percentile)
-    chosen = confidence >= threshold
-    keep, confidence = keep[chosen], confidence[chosen]
-    pixel = np.take(pixel_of_cell, keep)
+    kept = np.flatnonzero(confidence >= threshold)
+    cell, pixel = cell.take(kept), pixel.take(kept)
     return FusedView(
-        position=np.take(geometry.points.reshape(-1, 3), keep, axis=0),
-        color=np.take(image.reshape(-1, 3), pixel, axis=0),
-        confidence=confidence,
+        position=geometry.points.reshape(-1, 3).take(cell, axis=0),
+        color=image.reshape(-1, 3).take(pixel, axis=0),
+        confidence=confidence.take(kept),
         pixel=pixel,
-        label=np.full(keep.size, IGNORE, np.uint8) if label is None else np.take(label.ravel(), pixel),
-        truth=None if truth is None else np.take(truth.ravel(), pixel),
+        label=np.full(pixel.size, IGNORE, np.uint8) if label is None else label.ravel().take(pixel),
+        truth=None if truth is None else truth.ravel().take(pixel),
         confidence_threshold=threshold,
         finite_share=finite_share,
     )
@@ -97,4 +97,8 @@ def _lowest_kept(confidence: F32, percentile: float) -> float:
     if confidence.size == 0:
         return float("nan")
     rank = int(percentile * confidence.size / 100)
-    return float(np.partition(confidence, rank)[rank])
+    # Selecting among the lowest values only is four times faster; a sample tells where they end, and is checked.
+    sample = np.sort(confidence[::64])
+    limit = sample[min(int((1.5 * percentile / 100 + 0.02) * sample.size), sample.size - 1)]
+    lowest = confidence[confidence <= limit]
+    return float(np.partition(lowest if lowest.size > rank else confidence, rank)[rank])
