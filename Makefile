@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.test: pyproject.toml constraints.txt
 	.ci/system-libs
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[prep,view,dev]'
+	$(INSTALL) '.[prep,train,view,dev]'
 	@touch $@
 
 clean: ## Remove the virtual environment; data and stores stay.

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -338,11 +339,27 @@ def _stop(signum: int, _frame: Any) -> None:
     raise Stopped(signal.Signals(signum).name)
 
 
+def _repeat_lost_stops() -> None:
+    """Send a stop signal again that arrived inside a finalizer: Python drops what is raised there."""
+    report = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, Stopped):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), signal.Signals[str(lost.exc_value)]))
+            again.daemon = True
+            again.start()
+        else:
+            report(lost)
+
+    sys.unraisablehook = hook
+
+
 def main() -> None:
     """Entry point of `rw3d-prep`: runs a command and turns errors into one sentence and an exit code."""
     configure()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _stop)
+    _repeat_lost_stops()
     try:
         app(standalone_mode=True)
     except UserError as error:

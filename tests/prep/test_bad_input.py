@@ -72,6 +72,7 @@ def cli(monkeypatch, capsys):
         return Result(int(stop.value.code or 0), *capsys.readouterr())
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main() wraps it
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)

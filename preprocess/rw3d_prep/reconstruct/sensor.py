@@ -125,12 +125,10 @@ def read_scan(path: Path) -> F32:
         UserError: missing, or not a whole number of 16-byte records.
     """
     try:
-        values = np.fromfile(path, np.float32)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it, or remove its frame") from None
-    if values.size == 0 or values.size % 4:
-        raise UserError(
-            f"{path}: {values.size * 4} bytes are no whole number of float32 x, y, z, reflectance; copy it again"
-        )
-    points = values.reshape(-1, 4)[:, :3]
+    if not data or len(data) % 16:
+        raise UserError(f"{path}: {len(data)} bytes are no whole number of float32 x, y, z, reflectance; copy it again")
+    points = np.frombuffer(data, np.float32).reshape(-1, 4)[:, :3]
     return points[np.isfinite(points).all(axis=1)]
