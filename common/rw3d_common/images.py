@@ -5,6 +5,7 @@ Image coordinates are those of the picture as displayed: EXIF orientation applie
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,15 +28,17 @@ _MEND = {
 }
 
 
-def read_image(path: Path) -> U8:
+def read_image(path: Path, content: bytes | None = None) -> U8:
     """An image as (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    `content` is the file's bytes where they are at hand; `path` then only names them in errors.
 
     Raises:
         UserError: the file is missing, truncated or no image.
     """
     from PIL import ImageOps
 
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         try:
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"))
@@ -57,13 +60,15 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int]) -> U8:
+def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int], content: bytes | None = None) -> U8:
     """Raw label ids (H, W) uint8 of a label image stored in `encoding`; `size` is its picture's (height, width).
+
+    `content` is the file's bytes where they are at hand; `path` then only names them in errors.
 
     Raises:
         UserError: missing, truncated, of another bit depth or mode than `encoding`, or of another size.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         if image.mode not in _MODES[encoding]:
             raise UserError(
                 f"{path}: label of mode {image.mode} where this dataset's labels are {_MEND[encoding]}; "
@@ -93,20 +98,22 @@ class LabelFile:
     encoding: LabelEncoding
     classes: ClassMap
 
-    def read(self, size: tuple[int, int]) -> U8:
+    def read(self, size: tuple[int, int], content: bytes | None = None) -> U8:
         """Train ids (H, W) uint8 with 255 = unlabelled, for a picture of `size` (height, width).
+
+        `content` is the file's bytes where they are at hand, for example embedded in a store.
 
         Raises:
             UserError: what `read_label` refuses, and raw ids that no class has.
         """
-        return self.classes.to_train_ids(read_label(self.path, self.encoding, size), str(self.path))
+        return self.classes.to_train_ids(read_label(self.path, self.encoding, size, content), str(self.path))
 
 
-def _opened(path: Path) -> Image:
+def _opened(path: Path, content: bytes | None = None) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path)
+        return Image.open(path if content is None else io.BytesIO(content))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it, or remove its frame from the lists") from None
     except (UnidentifiedImageError, OSError) as error:

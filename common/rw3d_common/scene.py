@@ -4,6 +4,7 @@
     view = scene.view(3)
     view.position, view.color, view.label      # numpy arrays, one row per point
     view.rows_columns                          # where each point lies in view.read_image()
+    sample = scene.sample(3)                   # a training item, once `rw3d-prep sample-views` has run
 
 notebooks/scene_tour.ipynb walks through it with pictures.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,8 @@ from rw3d_common.cameras import F32, F64, project
 from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import U8, ClassMap
+from rw3d_common.manifest import default_root
+from rw3d_common.scene_sample import SceneSample, SceneSamples, has_samples, read_array
 from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS
 
 if TYPE_CHECKING:
@@ -57,6 +61,7 @@ class View:
     truth: U8 | None
     label_file: LabelFile | None
     truth_file: LabelFile | None
+    embedded: Callable[[str], bytes | None]  # the encoded "image", "label" or "truth" file from the store itself
 
     @property
     def rows_columns(self) -> npt.NDArray[np.int64]:
@@ -72,17 +77,17 @@ class View:
         """The source image (H, W, 3) uint8.
 
         Raises:
-            UserError: the file is no longer where it was when the scene was made.
+            UserError: the file is neither embedded nor where it was when the scene was made.
         """
-        return read_image(self.image)
+        return read_image(self.image, self.embedded("image"))
 
     def read_label(self) -> U8 | None:
         """The sparse label image as train ids (H, W) uint8, 255 = unlabelled; None where the view has none."""
-        return self.label_file.read(self.image_size) if self.label_file else None
+        return self.label_file.read(self.image_size, self.embedded("label")) if self.label_file else None
 
     def read_truth(self) -> U8 | None:
         """The dense label image as train ids (H, W) uint8, 255 = ignored; None where the dataset has none."""
-        return self.truth_file.read(self.image_size) if self.truth_file else None
+        return self.truth_file.read(self.image_size, self.embedded("truth")) if self.truth_file else None
 
     def paint(self, values: npt.NDArray[Any], background: Any) -> npt.NDArray[Any]:
         """`values` (n, …), one per point, as an image (H, W, …); pixels without a point hold `background`."""
@@ -108,6 +113,7 @@ class Scene:
         self.group = zarr.open_group(self.path, mode="r")
         self.points: zarr.Group = self.group["points"]  # type: ignore[assignment]
         self.views: zarr.Group = self.group["views"]  # type: ignore[assignment]
+        self.files: zarr.Group | None = self.group.get("files")  # type: ignore[assignment]
 
     @property
     def name(self) -> str:
@@ -123,6 +129,12 @@ class Scene:
     def view_table(self) -> dict[str, npt.NDArray[Any]]:
         """Every array of `views/` in memory, by name."""
         return {spec.name: self._array(self.views, spec.name) for spec in VIEWS}
+
+    @property
+    def root(self) -> Path:
+        """The folder that image and label paths start from: where it was, else where the dataset now lies by default."""
+        root, now = Path(self.attrs["root"]), default_root(self.attrs["dataset"])
+        return now if now.is_dir() and not root.is_dir() else root
 
     @property
     def n_points(self) -> int:
@@ -168,7 +180,7 @@ class Scene:
         return View(
             frame_id=int(table["frame_id"][index]),
             camera=strings["cameras"][table["camera"][index]],
-            image=Path(self.attrs["root"]) / strings["images"][index],
+            image=self.root / strings["images"][index],
             image_size=(height, width),
             has_label=bool(table["has_label"][index]),
             intrinsics=table["intrinsics"][index],
@@ -178,38 +190,61 @@ class Scene:
             truth_file=self._label_file(
                 strings["truths"][index], "truth_encoding", self.classes.ignoring(self.attrs["ignored_in_truth"])
             ),
+            embedded=partial(self.embedded, index),
             **{name: self._array(self.points, name, rows) for name in names},
         )
 
-    def _label_file(self, name: str | None, encoding: str, classes: ClassMap) -> LabelFile | None:
-        return None if name is None else LabelFile(Path(self.attrs["root"]) / name, self.attrs[encoding], classes)
-
-    def sample(self, index: int) -> NoReturn:
-        """The training item of the view at `index`. Schema version 1 holds no samples: this always says so.
+    def embedded(self, index: int, kind: str) -> bytes | None:
+        """The encoded `kind` ("image", "label" or "truth") file of a view, None where the store holds none.
 
         Raises:
-            UserError: this scene holds no samples.
+            UserError: it cannot be read.
         """
-        raise UserError(
-            f"{self.path}: no sample {index}: stores of schema version {SCHEMA_VERSION} hold no samples, which "
-            "`rw3d-prep sample-views` of a later rw3d makes; view() has the points"
-        )
+        if self.files is None:
+            return None
+        first, last = (int(n) for n in self._array(self.files, f"{kind}_offset", slice(index, index + 2)))
+        return self._array(self.files, kind, slice(first, last)).tobytes() if last > first else None
+
+    def _label_file(self, name: str | None, encoding: str, classes: ClassMap) -> LabelFile | None:
+        return None if name is None else LabelFile(self.root / name, self.attrs[encoding], classes)
+
+    def read_label(self, index: int) -> U8 | None:
+        """What `view(index).read_label()` gives, without reading the view's points."""
+        strings: dict[str, Any] = dict(self.views.attrs)
+        file = self._label_file(strings["labels"][index], "label_encoding", self.classes)
+        height, width = (int(n) for n in self.view_table["image_size"][index])
+        return file.read((height, width), self.embedded(index, "label")) if file else None
+
+    @cached_property
+    def samples(self) -> SceneSamples:
+        """The training items of this scene.
+
+        Raises:
+            UserError: this scene has no finished samples.
+        """
+        return SceneSamples(self.path)
+
+    def sample(self, index: int) -> SceneSample:
+        """The training item at `index`: rows are ordered by view, then by draw.
+
+        Raises:
+            UserError: this scene has no finished samples, none of this index, or it cannot be read.
+        """
+        return self.samples.sample(index)
+
+    def samples_hash(self) -> str:
+        """SHA-256 over the decoded arrays of `samples/` and the configuration that made them.
+
+        Raises:
+            UserError: this scene has no finished samples.
+        """
+        return self.samples.hash()
 
     def _array(self, group: zarr.Group, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
-        try:
-            self._expect_files(f"{group.basename}/{name}/")
-            return np.asarray(group[name][rows])  # type: ignore[index]
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(
-                f"{self.path}: array {group.basename}/{name} cannot be read ({error}); "
-                f"run `rw3d-prep verify {self.path}`, then delete the store and reconstruct it again"
-            ) from error
-
-    def _expect_files(self, folder: str) -> None:
-        """Raise OSError unless every file below `folder` has its size: Zarr reads a lost chunk as the fill value."""
-        for name, facts in self.attrs["complete"]["files"].items():
-            if name.startswith(folder) and (size := (self.path / name).stat().st_size) != facts["size"]:
-                raise OSError(f"{name} has {size:,} bytes, {facts['size']:,} when written")
+        mend = f"run `rw3d-prep verify {self.path}`, then delete the store and reconstruct it again"
+        files = self.attrs["complete"]["files"]
+        array: npt.NDArray[Any] = read_array(self.path, f"{group.basename}/{name}", group, rows, files, mend)
+        return array
 
     def colors(self, by: Coloring = "rgb") -> U8:
         """(N, 3) uint8 colour per point: photo colours, class colours, grey confidence ranks, or one per view.
@@ -253,7 +288,7 @@ class Scene:
         digest = hashlib.sha256()
         for key in ("schema_version", "dataset", "split", "sequence", "config_hash", "classes", "world_offset"):
             digest.update(repr((key, self.attrs[key])).encode())
-        for group in (self.points, self.views):
+        for group in filter(None, (self.points, self.views, self.files)):
             for name in sorted(group.array_keys()):
                 values = self._array(group, name)
                 digest.update(repr((name, values.dtype.str, values.shape)).encode())
@@ -269,8 +304,17 @@ class Scene:
             "views": f"{len(self):,} ({int(self.view_table['has_label'].sum())} with sparse labels)",
             "points": f"{self.n_points:,} ({share:.1%} labelled, {len(self.classes)} classes)",
             "arrays": ", ".join(sorted(self.points.array_keys())) + " · views/*",
+            "samples": self._samples_fact(),
             "path": str(self.path),
         }
+
+    def _samples_fact(self) -> str:
+        if not has_samples(self.path):
+            return "none; `rw3d-prep sample-views` makes them"
+        try:
+            return repr(self.samples)
+        except UserError:
+            return "damaged or unfinished; `rw3d-prep verify` says more"
 
     def __repr__(self) -> str:
         return "Scene\n" + "\n".join(f"  {key:8} {value}" for key, value in self._facts().items())

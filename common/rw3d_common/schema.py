@@ -1,9 +1,10 @@
 """The scene store's contract: every array's name, type, unit, chunks and codecs, declared once.
 
 A scene is a Zarr v3 group `<first frame>-<last frame>.zarr` with the groups `points` (one row per 3D point, views one
-after another), `views` (one row per view) and, once they are made, `samples` (one row per training item). Chunk sizes and codecs are measured choices: rows of a view lie in one
-or two chunks, a position compresses best when shuffled over its 12 bytes, colours do not compress at all, and crc32c
-inside the shard catches what lossless codecs let through.
+after another), `views` (one row per view) and, once they are made, `samples` (one row per training item); `files` holds
+the encoded images and labels where `reconstruct --embed-images` put them. Chunk sizes and codecs are measured choices:
+rows of a view lie in one or two chunks, a position compresses best when shuffled over its 12 bytes, colours do not
+compress at all, and crc32c inside the shard catches what lossless codecs let through.
 """
 
 from __future__ import annotations
@@ -92,7 +93,14 @@ SAMPLE_TABLES: tuple[ArraySpec, ...] = (
     ArraySpec("radius", (), "float32", _NAN, ("sample",), "m", "radius of the sphere that the other points come from; infinite for the whole scene"),
     ArraySpec("center", (3,), "float32", _NAN, ("sample", "xyz"), "m", "centre of that sphere: the centroid of all own points of the view"),
 )
+FILE_KINDS = ("image", "label", "truth")
+_FILES = tuple(ArraySpec(kind, (), "uint8", 0, ("byte",), "", f"encoded {kind} files of all views, one after another") for kind in FILE_KINDS)
+FILE_OFFSETS = tuple(
+    ArraySpec(f"{kind}_offset", (), "int64", -1, ("view_boundary",), "", f"the {kind} file of view v is bytes [offset[v], offset[v + 1]); none where they are equal")
+    for kind in FILE_KINDS
+)
 # fmt: on
+FILES = tuple(replace(spec, chunk_rows=CHUNK_ROWS, shard_rows=1024 * CHUNK_ROWS) for spec in _FILES)
 POINTS = tuple(replace(spec, chunk_rows=CHUNK_ROWS, shard_rows=SHARD_ROWS) for spec in _POINTS)
 SAMPLES_PER_SHARD = 50
 

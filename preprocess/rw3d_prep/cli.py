@@ -17,6 +17,7 @@ import typer
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
+from rw3d_prep.cli_samples import sample_views
 
 if TYPE_CHECKING:
     from rw3d_prep.config import PrepConfig
@@ -115,6 +116,9 @@ def reconstruct(
     revision: Revision = None,
     weights: Weights = None,
     resize: Resize = None,
+    embed_images: Annotated[
+        bool, typer.Option("--embed-images", help="Store image and label files too: the scenes then train anywhere.")
+    ] = False,
 ) -> None:
     """Reconstruct every batch of frames into one scene store.
 
@@ -123,6 +127,7 @@ def reconstruct(
     """
     from rw3d_prep.pipeline import reconstruct as run
 
+    assignments = [*(["embed_images=true"] if embed_images else []), *(assignments or [])]
     settings = _settings(dataset, config, backend, batch_size, assignments, model, revision, weights, resize)
     source, target = _folders(settings.dataset.name, root, out)
     log.info(
@@ -138,6 +143,9 @@ def reconstruct(
     else:
         log.info(f"next: rw3d-prep inspect {target}, or notebooks/scene_tour.ipynb")
     raise typer.Exit(outcome.exit_code())
+
+
+app.command("sample-views")(sample_views)
 
 
 @app.command()
@@ -216,7 +224,10 @@ def verify(stores: Stores) -> None:
     for fault in faults:
         out.print(fault, markup=False, highlight=False, soft_wrap=True)
     if faults:
-        log.error(f"{len(faults)} faults; delete the faulty scenes and run `rw3d-prep reconstruct` again")
+        log.error(
+            f"{len(faults)} faults; delete the faulty scenes and run `rw3d-prep reconstruct` again; "
+            "where only samples/ is at fault, delete that folder and run `rw3d-prep sample-views`"
+        )
         raise typer.Exit(Exit.PARTIAL)
     out.print(f"{stores}: all {len(store_paths(stores))} scenes are intact")
 

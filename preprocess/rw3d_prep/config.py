@@ -23,11 +23,15 @@ class PrepConfig(Section):
     batching: BatchConfig = Field(default_factory=BatchConfig)
     backend: BackendConfig
     fuse: FuseConfig = Field(default_factory=FuseConfig)
+    embed_images: bool = False
+    """Store the encoded image and label files in the scene as well, so that it trains without the data beside it."""
 
     def identity(self) -> dict[str, Any]:
         """All that decides the bytes of a scene, beside the input files themselves."""
         classes = dataset_entry(self.dataset.name).class_map().hash
-        return {**self.model_dump(mode="json"), "class_map": classes, "schema_version": SCHEMA_VERSION}
+        default = set() if self.embed_images else {"embed_images"}  # scenes from before this option stay the same
+        values = self.model_dump(mode="json", exclude=default)
+        return {**values, "class_map": classes, "schema_version": SCHEMA_VERSION}
 
     def hash(self) -> str:
         """SHA-256 of `identity`; scenes with another hash are never mixed with these."""

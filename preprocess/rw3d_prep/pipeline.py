@@ -166,11 +166,12 @@ def reconstruct_batch(batch: Batch, config: PrepConfig, root: Path, out: Path) -
     entry = dataset_entry(config.dataset.name)
     world_offset = _world_offset(batch, backend.needs)
     rows = _ViewRows(root)
-    with SceneWriter(store_path(out, batch), with_truth=any(frame.truth for frame in batch.frames)) as writer:
+    with_truth = any(frame.truth for frame in batch.frames)
+    with SceneWriter(store_path(out, batch), with_truth, config.embed_images) as writer:
         previous = None
         for frame, geometry in zip(batch.frames, backend.reconstruct(batch.frames, world_offset), strict=True):
             fused = _fuse(frame, geometry, entry, config, fill_truth="truth" in writer.class_counts)
-            writer.append(fused)
+            writer.append(fused, {"image": frame.image, "label": frame.label, "truth": frame.truth})
             rows.add(frame, geometry, fused, previous)
             previous = geometry
             step()

@@ -8,8 +8,10 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene
+from rw3d_common.scene_sample import SceneSamples, has_samples
 
 
 def scenes_table(scenes: Sequence[Scene]) -> Table:
@@ -76,9 +78,41 @@ def views_table(scene: Scene, rows: int = 12) -> Table:
     return table
 
 
+def samples_table(scenes: Sequence[Scene]) -> Table:
+    """One row per scene that has samples: how many, how large, and how many correspondences and labels they hold."""
+    table = _table(
+        "Samples",
+        "scene", "samples", "points each", "correspondences: mean", "5 %", "share of own", "labelled", "attached", "MB",
+    )  # fmt: skip
+    for scene in scenes:
+        if has_samples(scene.path):
+            table.add_row(scene.name, *_samples_row(scene))
+    return table
+
+
+def _samples_row(scene: Scene) -> list[str]:
+    try:
+        samples = SceneSamples(scene.path)
+    except UserError:
+        return ["damaged: ask verify"]
+    record, count = samples.record, len(samples)
+    return [
+        f"{count:,}",
+        f"{record['points'] / count:,.0f}",
+        f"{record['correspondences']['mean']:,.0f}",
+        f"{record['correspondences']['quantile_05']:,.0f}",
+        f"{record['own_points'] / max(record['points'], 1):.1%}",
+        f"{record['labelled_points'] / count:,.0f}",
+        f"{record['attached_labels'] / count:,.1f}",
+        f"{sum(file['size'] for file in record['files'].values()) / 1e6:,.1f}",
+    ]
+
+
 def report(scenes: Sequence[Scene], views_of: int = 1) -> Group:
-    """All tables: scenes, classes where there are any, and the views of the first `views_of` scenes."""
+    """All tables: scenes, samples and classes where there are any, and the views of the first `views_of` scenes."""
     parts = [scenes_table(scenes)]
+    if any(has_samples(scene.path) for scene in scenes):
+        parts.append(samples_table(scenes))
     if len(scenes[0].classes):
         parts.append(classes_table(scenes))
     parts += [views_table(scene) for scene in scenes[:views_of]]

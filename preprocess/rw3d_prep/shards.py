@@ -113,6 +113,7 @@ class _Shard:
 def _encoder(spec: ArraySpec) -> Callable[[npt.NDArray[Any]], bytes]:
     """The inner codecs of an array as one function: little-endian bytes → compression → crc32c."""
     codecs = [_numcodec(codec) for codec in spec.compress]
+    blosc.use_threads = False  # its threads change the order of blocks in a chunk, and cost CPU
 
     def encode(rows: npt.NDArray[Any]) -> bytes:
         data: Any = rows

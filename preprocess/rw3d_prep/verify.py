@@ -14,7 +14,9 @@ from rw3d_common.collection import store_paths
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene, open_scene
-from rw3d_common.schema import VIEWS, ArraySpec, point_arrays
+from rw3d_common.scene_sample import GROUP, has_samples
+from rw3d_common.schema import FILE_KINDS, FILE_OFFSETS, VIEWS, ArraySpec, point_arrays
+from rw3d_prep import verify_samples
 from rw3d_prep.publish import MANIFEST
 from rw3d_prep.write import file_table, sha256_of
 
@@ -41,11 +43,20 @@ def verify_store(path: Path) -> list[str]:
         scene = open_scene(path)
     except UserError as error:
         return [str(error)]
-    faults = [*_file_faults(scene), *_schema_faults(scene)]
+    unreadable = verify_samples.record_faults(scene)
+    sampled = has_samples(path) and not unreadable
+    faults = [*_file_faults(scene, sampled), *_schema_faults(scene), *unreadable]
+    if sampled:
+        faults += verify_samples.declaration_faults(scene)
     if faults:
         return faults
     try:
-        return [*_count_faults(scene), *_view_faults(scene)]
+        return [
+            *_count_faults(scene),
+            *_view_faults(scene),
+            *_embedded_faults(scene),
+            *(verify_samples.value_faults(scene) if sampled else []),
+        ]
     except UserError as error:
         return [str(error)]
 
@@ -69,8 +80,14 @@ def _manifest_faults(path: Path, stores: list[Path]) -> list[str]:
     return faults
 
 
-def _file_faults(scene: Scene) -> list[str]:
-    promised, there = scene.attrs["complete"]["files"], file_table(scene.path)
+def _file_faults(scene: Scene, sampled: bool) -> list[str]:
+    """Files that are missing, altered or foreign; those of samples count where their record can be read."""
+    promised, there = dict(scene.attrs["complete"]["files"]), file_table(scene.path)
+    if sampled:
+        promised.update(verify_samples.sample_files(scene))
+        del there[f"{GROUP}/zarr.json"]  # holds that record
+    else:
+        there = {name: facts for name, facts in there.items() if not name.startswith(f"{GROUP}/")}
     faults = [f"{name} is missing" for name in sorted(promised.keys() - there.keys())]
     faults += [f"{name} does not belong to the store" for name in sorted(there.keys() - promised.keys())]
     for name in sorted(promised.keys() & there.keys()):
@@ -87,6 +104,9 @@ def _schema_faults(scene: Scene) -> list[str]:
         for spec in specs:
             extra = int(spec.name == "point_offset")
             faults += _declaration_faults(scene, group, spec, rows + extra)
+    if scene.files is not None:
+        for spec in FILE_OFFSETS:
+            faults += _declaration_faults(scene, "files", spec, views + 1)
     return faults
 
 
@@ -115,6 +135,20 @@ def _count_faults(scene: Scene) -> list[str]:
     if record["labelled_points"] != sum(n for i, n in record["class_points"]["label"].items() if int(i) != IGNORE):
         faults.append("labelled_points contradicts class_points in the completion record")
     return faults
+
+
+def _embedded_faults(scene: Scene) -> Iterator[str]:
+    """Offsets of embedded files against the bytes and counts that were written."""
+    promised = scene.attrs["complete"].get("embedded")
+    if promised is None or scene.files is None:
+        return
+    for kind, spec in zip(FILE_KINDS, FILE_OFFSETS, strict=True):
+        files: Any = scene.files
+        offset = files[spec.name][:]
+        if offset[0] != 0 or offset[-1] != files[kind].shape[0] or (np.diff(offset) < 0).any():
+            yield f"files/{spec.name} does not lead from 0 to the number of bytes in rising order"
+        elif np.count_nonzero(np.diff(offset)) != promised[kind]:
+            yield f"files/ holds another number of {kind} files than when it was written"
 
 
 def _view_faults(scene: Scene) -> Iterator[str]:

@@ -27,6 +27,7 @@ import zarr
 from rw3d_common.errors import disk_errors
 from rw3d_common.labels import IGNORE
 from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS, create_array, point_arrays
+from rw3d_prep.embed import FilesWriter
 from rw3d_prep.fuse import FusedView
 from rw3d_prep.shards import ShardedColumn
 
@@ -40,18 +41,20 @@ class SceneWriter:
     Leaving the block without `publish` removes the temporary store.
     """
 
-    def __init__(self, target: Path, with_truth: bool) -> None:
-        """Open a temporary store beside `target`."""
+    def __init__(self, target: Path, with_truth: bool, embed: bool = False) -> None:
+        """Open a temporary store beside `target`; with `embed` it also takes the views' encoded files."""
         self.target = target
         self.temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
         self._columns: dict[str, ShardedColumn] = {}
+        self._files: FilesWriter | None = None
         with disk_errors(self.temporary):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.temporary)
             try:
                 self._columns = self._create(with_truth)
+                self._files = FilesWriter(self.group, self.temporary) if embed else None
             except BaseException as error:
-                _settle(type(error))
+                settle(type(error))
                 self.discard()
                 raise
         self.offsets = [0]
@@ -67,8 +70,8 @@ class SceneWriter:
             for spec in point_arrays(with_truth)
         }
 
-    def append(self, view: FusedView) -> None:
-        """Add the points of the next view.
+    def append(self, view: FusedView, files: Mapping[str, Path | None] = MappingProxyType({})) -> None:
+        """Add the points of the next view and, where files are embedded, its image, label and truth `files`.
 
         Raises:
             DiskFull: no space left.
@@ -76,6 +79,8 @@ class SceneWriter:
         with disk_errors(self.temporary):
             for name, column in self._columns.items():
                 column.append(getattr(view, name))
+            if self._files is not None:
+                self._files.append(files)
         for name, counts in self.class_counts.items():
             counts += np.bincount(getattr(view, name), minlength=256)
         self.offsets.append(self.offsets[-1] + len(view.position))
@@ -96,7 +101,7 @@ class SceneWriter:
                 column.finish()
             self._write_views({**views, "point_offset": np.asarray(self.offsets)}, view_attributes)
             self.group.update_attributes({**attributes, "schema_version": SCHEMA_VERSION, "complete": self._record()})
-            _sync(self.temporary)
+            sync_tree(self.temporary)
         try:
             self.temporary.rename(self.target)
         except OSError as error:
@@ -104,7 +109,7 @@ class SceneWriter:
                 raise
             self.discard()  # another process finished the same batch first; its content is the same
         else:
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
             self._lock.release()
 
     def _write_views(self, views: dict[str, Any], attributes: dict[str, Any]) -> None:
@@ -116,7 +121,10 @@ class SceneWriter:
     def _record(self) -> dict[str, Any]:
         label = self.class_counts["label"]
         known = {path: facts for column in self._columns.values() for path, facts in column.files.items()}
+        embedded = {"embedded": self._files.finish()} if self._files else {}
+        known |= self._files.written if self._files else {}
         return {
+            **embedded,
             "points": self.offsets[-1],
             "views": len(self.offsets) - 1,
             "labelled_points": int(label[:IGNORE].sum()),
@@ -132,6 +140,8 @@ class SceneWriter:
         """Remove the temporary store; nothing was published."""
         for column in self._columns.values():
             column.abandon()
+        if self._files is not None:
+            self._files.abandon()
         shutil.rmtree(self.temporary, ignore_errors=True)
         self._lock.release()
 
@@ -142,11 +152,11 @@ class SceneWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock.held:
-            _settle(kind)
+            settle(kind)
             self.discard()
 
 
-def _settle(kind: type[BaseException] | None) -> None:
+def settle(kind: type[BaseException] | None) -> None:
     """After a signal, let zarr's thread end the call that was waited for: it would write into what is removed next."""
     if kind is not None and not issubclass(kind, Exception):
         time.sleep(SETTLE_SECONDS)
@@ -233,7 +243,7 @@ def _files(store: Path) -> Iterator[Path]:
     return (path for path in sorted(store.rglob("*")) if path.is_file())
 
 
-def _sync(store: Path) -> None:
+def sync_tree(store: Path) -> None:
     for path in _files(store):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -242,7 +252,7 @@ def _sync(store: Path) -> None:
             os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

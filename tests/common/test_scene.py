@@ -348,8 +348,11 @@ def test_a_damaged_array(own):
     assert "rw3d-prep verify" in error_of(lambda: open_scene(own).view(0))
 
 
-def test_samples_are_not_there_yet(scene):
-    assert "`rw3d-prep sample-views`" in error_of(lambda: scene.sample(0))
+def test_samples_that_were_not_made(scene):
+    """tests/prep/test_samples.py reads those that were."""
+    for read in (lambda: scene.sample(0), lambda: scene.samples, scene.samples_hash):
+        assert f"this scene has no samples; `rw3d-prep sample-views {scene.path}` makes them" in error_of(read)
+    assert "none; `rw3d-prep sample-views` makes them" in repr(scene)
 
 
 # numpy and zarr are enough

@@ -588,7 +588,7 @@ def test_real_full_disk_keeps_finished_scenes_and_a_larger_one_completes(cli, tm
 
 @pytest.mark.parametrize(
     "place",
-    ["rw3d_prep.write.create_array", "rw3d_prep.write.ShardedColumn.append", "rw3d_prep.write._sync"],
+    ["rw3d_prep.write.create_array", "rw3d_prep.write.ShardedColumn.append", "rw3d_prep.write.sync_tree"],
 )
 def test_full_disk_while_a_scene_is_written(cli, kitti, monkeypatch, place):
     with monkeypatch.context() as patch:

@@ -8,7 +8,17 @@ import pytest
 import zarr
 
 from rw3d_common import open_scene
-from rw3d_common.schema import CHUNK_ROWS, POINTS, SAMPLE_TABLES, SHARD_ROWS, VIEWS, create_array, sample_arrays
+from rw3d_common.schema import (
+    CHUNK_ROWS,
+    FILE_OFFSETS,
+    FILES,
+    POINTS,
+    SAMPLE_TABLES,
+    SHARD_ROWS,
+    VIEWS,
+    create_array,
+    sample_arrays,
+)
 from rw3d_prep.fuse import FusedView
 from rw3d_prep.write import SceneWriter, sweep_orphans
 
@@ -57,7 +67,7 @@ def schema_document(tmp_path: Path) -> dict[str, object]:
     group = zarr.create_group(tmp_path / "schema")
     document = {}
     samples = (*sample_arrays(120_000, 72_000, with_truth=True), *SAMPLE_TABLES)
-    for name, specs in (("points", POINTS), ("views", VIEWS), ("samples", samples)):
+    for name, specs in (("points", POINTS), ("views", VIEWS), ("samples", samples), ("files", (*FILES, *FILE_OFFSETS))):
         part = group.create_group(name)
         for spec in specs:
             create_array(part, spec, 200)

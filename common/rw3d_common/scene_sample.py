@@ -1,0 +1,174 @@
+"""The training items of a scene: what `rw3d-prep sample-views` wrote into the group `samples` of its store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from rw3d_common.cameras import F32
+from rw3d_common.errors import UserError
+from rw3d_common.labels import U8
+from rw3d_common.schema import SAMPLE_TABLES, SAMPLES_PER_SHARD, SCHEMA_VERSION
+
+GROUP = "samples"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SceneSample:
+    """One training item: points drawn for one view, the view's own points first, without the padding of the store.
+
+    `view` is the index of the view, `draw` which of its samples this is. n rows each: `position` (n, 3) float32 metres
+    in the scene's world; `color` (n, 3) uint8; `confidence` (n,) float32; `label` and `truth` (n,) uint8 train ids with
+    255 = none (`truth` is None where the dataset has no dense labels); `index` (n,) uint32 rows of the points in
+    `points/`. `pixel` (n_own,) int32 is the flat source pixel of the own points. `center` (3,) float32 and `radius`,
+    metres, are the sphere that the other points come from; the radius is infinite for the whole scene.
+    """
+
+    view: int
+    draw: int
+    position: F32
+    color: U8
+    confidence: F32
+    label: U8
+    truth: U8 | None
+    index: npt.NDArray[np.uint32]
+    pixel: npt.NDArray[np.int32]
+    n_own: int
+    center: F32
+    radius: float
+
+    def __repr__(self) -> str:
+        labelled = np.count_nonzero(self.label != 255)
+        return (
+            f"SceneSample(view {self.view}, draw {self.draw}, {len(self.position):,} points, "
+            f"{self.n_own:,} of the view's own, {labelled:,} labelled)"
+        )
+
+
+class SceneSamples:
+    """The finished samples of one scene store, opened for reading. `group` is the Zarr group itself.
+
+    Raises:
+        UserError: the scene has no samples, or some that were never finished or are of another schema version.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.path = store, store / GROUP
+        self.attrs = _finished_attributes(store)
+        self.group = zarr.open_group(self.path, mode="r")
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.record["samples"])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The completion record."""
+        record: dict[str, Any] = self.attrs["complete"]
+        return record
+
+    @cached_property
+    def table(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays with one row per sample in memory, by name."""
+        return {spec.name: self.read(spec.name) for spec in SAMPLE_TABLES}
+
+    def read(self, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
+        """Rows of one array in memory, padding included.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        mend = f"run `rw3d-prep verify {self.store}`, then delete {self.path} and run `rw3d-prep sample-views` again"
+        array: npt.NDArray[Any] = read_array(
+            self.store, f"{GROUP}/{name}", self.group, rows, self.record["files"], mend
+        )
+        return array
+
+    def sample(self, index: int) -> SceneSample:
+        """The sample at `index`, 0 ≤ index < len.
+
+        Raises:
+            UserError: no sample of this index, or it cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise UserError(f"{self.store}: no sample {index}; this scene has samples 0 to {len(self) - 1}")
+        table = {name: values[index] for name, values in self.table.items()}
+        points, own = int(table["n_points"]), int(table["n_own"])
+        names = ["position", "color", "confidence", "label", "index", *(["truth"] if "truth" in self.group else [])]
+        arrays = {name: self.read(name, slice(index, index + 1))[0, :points] for name in names}
+        return SceneSample(
+            view=int(table["view"]),
+            draw=int(table["draw"]),
+            truth=arrays.pop("truth", None),
+            pixel=self.read("pixel", slice(index, index + 1))[0, :own],
+            n_own=own,
+            center=table["center"],
+            radius=float(table["radius"]),
+            **arrays,
+        )
+
+    def hash(self) -> str:
+        """SHA-256 over the decoded arrays and the configuration that made them; free of times, paths and codecs."""
+        digest = hashlib.sha256(repr((self.attrs["schema_version"], self.attrs["config_hash"])).encode())
+        for name in sorted(self.group.array_keys()):
+            array: Any = self.group[name]
+            digest.update(repr((name, array.dtype.str, array.shape)).encode())
+            for start in range(0, array.shape[0], SAMPLES_PER_SHARD):
+                rows = self.read(name, slice(start, start + SAMPLES_PER_SHARD))
+                digest.update(np.ascontiguousarray(rows).tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        mean = self.record["correspondences"]["mean"]
+        return f"{len(self):,} ({self.record['points'] / len(self):,.0f} points each, {mean:,.0f} of the view's own)"
+
+
+def has_samples(store: Path) -> bool:
+    """True where a scene store holds samples, whatever their state."""
+    return (store / GROUP).exists()
+
+
+def read_array(
+    store: Path, name: str, group: zarr.Group, rows: slice, files: Mapping[str, Mapping[str, Any]], mend: str
+) -> Any:
+    """Rows of the array `name` (its path in the store), which lies in `group`; `files` are the sizes to expect.
+
+    Zarr reads a lost chunk as the fill value, so every file of the array must have its size.
+
+    Raises:
+        UserError: it cannot be read, or a file is missing or of another size; the message ends with `mend`.
+    """
+    try:
+        for path, facts in files.items():
+            if path.startswith(f"{name}/") and (size := (store / path).stat().st_size) != facts["size"]:
+                raise OSError(f"{path} has {size:,} bytes, {facts['size']:,} when written")
+        return np.asarray(group[name.rpartition("/")[2]][rows])  # type: ignore[index]
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{store}: array {name} cannot be read ({error}); {mend}") from error
+
+
+def _finished_attributes(store: Path) -> dict[str, Any]:
+    if not has_samples(store):
+        raise UserError(f"{store}: this scene has no samples; `rw3d-prep sample-views {store}` makes them")
+    again = f"delete {store / GROUP} and run `rw3d-prep sample-views` again"
+    try:
+        attrs: dict[str, Any] = dict(zarr.open_group(store / GROUP, mode="r").attrs)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{store / GROUP}: its zarr.json is missing or cannot be read ({reason}); {again}") from error
+    if not isinstance(attrs.get("complete"), dict):
+        raise UserError(f"{store / GROUP}: no completion record, so these samples were never finished; {again}")
+    if attrs.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{store / GROUP}: written with schema version {attrs.get('schema_version')}, this rw3d reads "
+            f"{SCHEMA_VERSION}; install the matching rw3d, or {again}"
+        )
+    return attrs
