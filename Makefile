@@ -11,6 +11,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, and show what came of it.
 	$(BIN)/rw3d-prep demo --workers $(WORKERS)
 	$(BIN)/rw3d-prep reconstruct --dataset demo --workers $(WORKERS)
+	$(BIN)/rw3d-prep sample-views stores/demo --workers $(WORKERS)
 	$(BIN)/rw3d-prep inspect stores/demo --picture stores/demo/cloud.png
 	@echo "Look at stores/demo/cloud.png, and open notebooks/scene_tour.ipynb with: make notebook"
 

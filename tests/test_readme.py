@@ -1,4 +1,4 @@
-"""The README's shell commands and its Python run as they stand, in an empty working folder with data to find.
+"""The README's shell commands and then its Python run as they stand, in an empty working folder with data to find.
 
 `make demo` and `make test` are run by .ci/run. Only the size of the rendered street is changed, to save minutes.
 """
@@ -41,11 +41,10 @@ def test_every_command_works_in_the_order_of_the_readme(folder):
         typed = f"{command} {SMALL_STREET}" if command == "rw3d-prep demo" else command
         result = run(typed, folder)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-    (python,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", python], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    for python in re.findall(r"```python\n(.*?)```", README, re.S):
+        command = [sys.executable, "-W", "error", "-c", python]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{python}\n{result.stderr}"
 
 
 def test_every_file_that_the_readme_links_exists():

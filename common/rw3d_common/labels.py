@@ -81,13 +81,13 @@ class ClassMap:
         Raises:
             UserError: a raw id that the dataset does not define; `source` (the file) and the ids are named.
         """
-        if not self.is_known[raw].all():
+        if not self.is_known.take(raw).all():
             unknown = np.flatnonzero(np.bincount(raw.ravel(), minlength=256).astype(bool) & ~self.is_known)
             raise UserError(
                 f"{source}: unknown label id {', '.join(map(str, unknown))}; ids must be those of the dataset's classes "
                 "in data_manifest.yaml (ids in between often mean that the label was resized with interpolation)"
             )
-        return self.train_id_of[raw]
+        return self.train_id_of.take(raw)
 
     def to_json(self) -> list[dict[str, Any]]:
         """The map as stored in every scene's attributes."""

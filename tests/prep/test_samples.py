@@ -32,7 +32,7 @@ from rw3d_prep.write import file_table
 
 FRAMES, POINTS = 6, 500
 UNLABELLED = (1, 4)  # frames of drive 0
-KILLS = 8
+KILLS = 20
 CONFIG = SampleConfig(points=POINTS)
 COPIED = ("position", "color", "confidence", "label", "truth")
 

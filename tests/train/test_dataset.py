@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from builders import kitti_files
 from rw3d_common import UserError, open_collection, open_scene
 from rw3d_common.collection import store_paths
 from rw3d_common.images import read_image
+from rw3d_prep import cli
 from rw3d_prep.config import load_config
 from rw3d_prep.pipeline import reconstruct
 from rw3d_prep.verify import verify_store
@@ -277,6 +279,16 @@ def test_damaged_embedded_files_are_found(tmp_path):
     assert "files/image cannot be read" in error_of(open_scene(store).view(0).read_image)
     shutil.rmtree(store / "files")
     assert any("files/zarr.json is missing" in fault for fault in verify_store(store))
+
+
+def test_the_option_of_reconstruct(made, tmp_path, monkeypatch):
+    options = ["--root", made / "kitti360", "--backend", "sensor", "--out", tmp_path, "--embed-images"]
+    monkeypatch.setattr(sys, "argv", ["rw3d-prep", "reconstruct", "--dataset", "kitti360", *map(str, options)])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert all(scene.attrs["complete"]["embedded"]["image"] == FRAMES for scene in open_collection(tmp_path))
 
 
 def test_configurations_without_embedding_keep_their_hash():
