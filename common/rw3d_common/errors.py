@@ -46,7 +46,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"{path}: no space left on this disk ({error.strerror}); free some or choose another --out, "
+                f"{path}: no space left on this disk ({error.strerror}); free some or write elsewhere, "
                 "then run the same command again: finished scenes are kept"
             ) from error
         if error.errno in _NOT_WRITABLE:

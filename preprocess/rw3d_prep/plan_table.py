@@ -26,12 +26,12 @@ def plan_table(plan: Plan, config: PrepConfig, out: Path) -> Table:
         "batches = scenes", f"{plan.batches:,}", f"up to {plan.largest_batch} of {config.batching.size} frames"
     )
     table.add_row("points", f"{plan.points / 1e6:,.1f} M", how)
-    table.add_row("disk", f"{plan.disk / 1e9:,.2f} GB", f"{_free(out) / 1e9:,.0f} GB free; {how}")
-    table.add_row("memory", f"{plan.memory / 1e9:,.1f} GB", "estimate for all workers")
+    table.add_row("disk", _size(plan.disk), f"{_free(out) / 1e9:,.0f} GB free; {how}")
+    table.add_row("memory", _size(plan.memory), "estimate for all workers")
     if plan.gpu_memory:
         table.add_row(
             "GPU memory",
-            f"{plan.gpu_memory / 1e9:,.1f} GB",
+            _size(plan.gpu_memory),
             f"for {plan.largest_batch} images; halve --batch-size to save about half of what is above 6 GB",
         )
     table.add_row("time", _duration(plan.seconds), how)
@@ -41,6 +41,10 @@ def plan_table(plan: Plan, config: PrepConfig, out: Path) -> Table:
 def _free(path: Path) -> int:
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def _duration(seconds: float) -> str:
