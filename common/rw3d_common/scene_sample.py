@@ -75,6 +75,11 @@ class SceneSamples:
         record: dict[str, Any] = self.attrs["complete"]
         return record
 
+    @property
+    def has_truth(self) -> bool:
+        """The samples were made with dense labels; the completion record says so, since an array can get lost."""
+        return f"{GROUP}/truth/zarr.json" in self.record["files"]
+
     @cached_property
     def table(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays with one row per sample in memory, by name."""
@@ -102,7 +107,7 @@ class SceneSamples:
             raise UserError(f"{self.store}: no sample {index}; this scene has samples 0 to {len(self) - 1}")
         table = {name: values[index] for name, values in self.table.items()}
         points, own = int(table["n_points"]), int(table["n_own"])
-        names = ["position", "color", "confidence", "label", "index", *(["truth"] if "truth" in self.group else [])]
+        names = ["position", "color", "confidence", "label", "index", *(["truth"] if self.has_truth else [])]
         arrays = {name: self.read(name, slice(index, index + 1))[0, :points] for name in names}
         return SceneSample(
             view=int(table["view"]),

@@ -48,6 +48,17 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     bad_input_only: bool = True
 
+    def record(self, scene: str, error: Exception, failures: Path, **more: Any) -> None:
+        """Note that a scene failed, here, in the log, and as a line of `failures`; bugs with their traceback."""
+        user_error = isinstance(error, UserError)
+        self.failed[scene] = str(error) if user_error else f"{type(error).__name__}: {error}"
+        self.bad_input_only &= user_error
+        log.error(f"{scene} failed: {self.failed[scene]}")
+        trace = None if user_error else "".join(traceback.format_exception(error))
+        line = {"scene": scene, "error": self.failed[scene], **more, "traceback": trace}
+        with failures.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
     def exit_code(self) -> Exit:
         """0 when everything is there, 2 when bad input left nothing at all, 3 when the rest went on."""
         if not self.failed:
@@ -118,25 +129,10 @@ def _run(todo: Sequence[Batch], config: PrepConfig, root: Path, out: Path, worke
             except DiskFull:
                 raise
             except Exception as error:  # noqa: BLE001 - one batch must not take the others with it; nothing is hidden
-                _record_failure(batch, error, failures, outcome)
+                outcome.record(batch.name, error, failures, frames=[str(frame) for frame in batch.frames])
             else:
                 outcome.written.append(batch.name)
                 metrics.write(scene=batch.name, **counts)
-
-
-def _record_failure(batch: Batch, error: Exception, failures: Path, outcome: Outcome) -> None:
-    user_error = isinstance(error, UserError)
-    outcome.failed[batch.name] = str(error) if user_error else f"{type(error).__name__}: {error}"
-    outcome.bad_input_only &= user_error
-    log.error(f"{batch.name} failed: {outcome.failed[batch.name]}")
-    record = {
-        "scene": batch.name,
-        "error": outcome.failed[batch.name],
-        "frames": [str(frame) for frame in batch.frames],
-        "traceback": None if user_error else "".join(traceback.format_exception(error)),
-    }
-    with failures.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def store_path(out: Path, batch: Batch) -> Path:

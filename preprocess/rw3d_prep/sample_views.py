@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import traceback
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -106,20 +104,6 @@ def _run(
             except DiskFull:
                 raise
             except Exception as error:  # noqa: BLE001 - one scene must not take the others with it; nothing is hidden
-                _record_failure(todo[index], error, folder / FAILURES, outcome)
+                outcome.record(todo[index].name, error, folder / FAILURES)
             else:
                 outcome.written.append(todo[index].name)
-
-
-def _record_failure(scene: Scene, error: Exception, failures: Path, outcome: Outcome) -> None:
-    bad_input = isinstance(error, UserError)
-    outcome.failed[scene.name] = str(error) if bad_input else f"{type(error).__name__}: {error}"
-    outcome.bad_input_only &= bad_input
-    log.error(f"{scene.name} failed: {outcome.failed[scene.name]}")
-    record = {
-        "scene": scene.name,
-        "error": outcome.failed[scene.name],
-        "traceback": None if bad_input else "".join(traceback.format_exception(error)),
-    }
-    with failures.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -331,12 +331,22 @@ def test_unknown_arrays_and_colours(scene):
     assert "rgb, label, truth, confidence, view" in error_of(lambda: scene.colors("colour"))
 
 
-def test_truth_that_a_scene_has_not(own):
-    shutil.rmtree(own / "points" / "truth")
-    scene = open_scene(own)
+def test_truth_that_a_scene_has_not(tmp_path):
+    root = kitti360_tree(tmp_path / "kitti360", size=SIZE)
+    for folder in list(root.rglob("semantic")):
+        shutil.rmtree(folder)
+    reconstruct(load_config("kitti360", None, "sensor", None, []), root, tmp_path / "stores", workers=1)
+    scene = open_collection(tmp_path / "stores")[0]
     assert not scene.has_truth
     assert scene.view(0).truth is None
     assert "no array 'truth'" in error_of(lambda: scene.colors("truth"))
+
+
+def test_truth_that_a_scene_has_lost(own):
+    shutil.rmtree(own / "points" / "truth")
+    scene = open_scene(own)
+    assert scene.has_truth
+    assert "points/truth cannot be read" in error_of(lambda: scene.view(0))
 
 
 def test_a_damaged_array(own):

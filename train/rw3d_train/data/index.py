@@ -187,6 +187,6 @@ def _store(scene: Scene, root: Path | None) -> Store:
         classes=scene.classes,
         truth_classes=scene.classes.ignoring(attrs["ignored_in_truth"]),
         embedded=scene.files is not None,
-        has_truth="truth" in scene.samples.group,
+        has_truth=scene.samples.has_truth,
         **{name: attrs[name] for name in ("split", "sequence", "dataset", "label_encoding", "truth_encoding")},
     )
