@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -18,17 +18,42 @@ from rw3d_common.labels import U8, ClassMap
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LabelEncoding = Literal["gray8", "palette8", "rgb_equal"]
+LabelEncoding = Literal["gray8", "palette8", "rgb_equal", "train_ids"]
 _TRANSPOSING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_MODES = {"gray8": ("L",), "palette8": ("P",), "rgb_equal": ("RGB", "L")}
+_MODES = {"gray8": ("L",), "palette8": ("P",), "rgb_equal": ("RGB", "L"), "train_ids": ("P", "L")}
 _MEND = {
     "gray8": "one 8-bit channel holding the raw id",
     "palette8": "an 8-bit palette image whose indices are the raw ids",
     "rgb_equal": "three equal 8-bit channels holding the raw id",
+    "train_ids": "an 8-bit palette image whose indices are train ids, as `rw3d-prep make-labels` writes it",
 }
 
 
-def read_image(path: Path, content: bytes | None = None) -> U8:
+class Packed(Protocol):
+    """An image that is no file of its own: a cell of a table, a slice of an array, or a file in another encoding.
+
+    `path` is the file that holds it, `member` says where in it. Scenes store the bytes of such images.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def member(self) -> str: ...
+
+    def read_bytes(self) -> bytes:
+        """The image in an encoding that Pillow reads, such as PNG or JPEG.
+
+        Raises:
+            UserError: the file is missing, truncated or of another format.
+        """
+        ...
+
+
+ImageSource = Path | Packed
+
+
+def read_image(path: ImageSource, content: bytes | None = None) -> U8:
     """An image as (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     `content` is the file's bytes where they are at hand; `path` then only names them in errors.
@@ -46,7 +71,7 @@ def read_image(path: Path, content: bytes | None = None) -> U8:
             raise UserError(f"{path}: cannot be decoded ({error}); copy the file again") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: ImageSource) -> tuple[int, int]:
     """(height, width) of an image as displayed, read from its header only.
 
     Raises:
@@ -60,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int], content: bytes | None = None) -> U8:
+def read_label(path: ImageSource, encoding: LabelEncoding, size: tuple[int, int], content: bytes | None = None) -> U8:
     """Raw label ids (H, W) uint8 of a label image stored in `encoding`; `size` is its picture's (height, width).
 
     `content` is the file's bytes where they are at hand; `path` then only names them in errors.
@@ -94,7 +119,7 @@ def read_label(path: Path, encoding: LabelEncoding, size: tuple[int, int], conte
 class LabelFile:
     """A label image on disk, with all that is needed to read it as train ids."""
 
-    path: Path
+    path: ImageSource
     encoding: LabelEncoding
     classes: ClassMap
 
@@ -106,14 +131,28 @@ class LabelFile:
         Raises:
             UserError: what `read_label` refuses, and raw ids that no class has.
         """
-        return self.classes.to_train_ids(read_label(self.path, self.encoding, size, content), str(self.path))
+        classes = self.classes.of_train_ids() if self.encoding == "train_ids" else self.classes
+        return classes.to_train_ids(read_label(self.path, self.encoding, size, content), str(self.path))
 
 
-def _opened(path: Path, content: bytes | None = None) -> Image:
+def encode_train_ids(train_ids: U8, classes: ClassMap) -> bytes:
+    """Train ids (H, W) uint8 as the PNG that the encoding "train_ids" reads: indices into the classes' colours."""
+    from PIL import Image
+
+    image = Image.fromarray(train_ids)
+    image.putpalette(classes.palette.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=False)
+    return file.getvalue()
+
+
+def _opened(path: ImageSource, content: bytes | None = None) -> Image:
     from PIL import Image, UnidentifiedImageError
 
+    if content is None and not isinstance(path, Path):
+        content = path.read_bytes()
     try:
-        return Image.open(path if content is None else io.BytesIO(content))
+        return Image.open(path if isinstance(path, Path) and content is None else io.BytesIO(content or b""))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it, or remove its frame from the lists") from None
     except (UnidentifiedImageError, OSError) as error:

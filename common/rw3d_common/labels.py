@@ -121,6 +121,11 @@ class ClassMap:
         )
         return ClassMap(tuple(classes), (*self.ignored_ids, *raw_ids))
 
+    def of_train_ids(self) -> ClassMap:
+        """The map of label images that hold train ids already: id n is class n, 255 is unlabelled."""
+        classes = (LabelClass(c.train_id, c.name, (c.train_id,), c.color, c.in_3d) for c in self.classes)
+        return ClassMap(tuple(classes), (IGNORE,))
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the map: stores and checkpoints with different hashes must not be mixed."""

@@ -56,6 +56,8 @@ class DatasetEntry(Section):
     """Metres per unit of a depth image."""
     ignored_ids: tuple[int, ...] = ()
     """Raw ids that mean unlabelled or void: they become 255."""
+    excluded_ids: tuple[int, ...] = ()
+    """Raw ids, among the ignored ones, of what is no part of the world: their pixels never become points."""
     ignored_in_truth: tuple[int, ...] = ()
     """Raw ids that label training images but are left out of evaluation."""
     classes: tuple[ClassEntry, ...] = ()

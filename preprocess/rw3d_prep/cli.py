@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,17 +9,15 @@ import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
+from rw3d_prep.cli_reconstruct import CORES, Root, Workers, plan, reconstruct
 from rw3d_prep.cli_samples import sample_views
-
-if TYPE_CHECKING:
-    from rw3d_prep.config import PrepConfig
 
 app = typer.Typer(
     name="rw3d-prep",
@@ -38,15 +35,6 @@ datasets_app = typer.Typer(
 app.add_typer(datasets_app, name="datasets")
 
 
-CORES = os.cpu_count() or 1
-
-
-class BackendKind(StrEnum):
-    mapanything = "mapanything"
-    stereo = "stereo"
-    sensor = "sensor"
-
-
 class Color(StrEnum):
     rgb = "rgb"
     label = "label"
@@ -55,122 +43,11 @@ class Color(StrEnum):
     view = "view"
 
 
-Dataset = Annotated[
-    str | None,
-    typer.Option(help="A dataset of data_manifest.yaml (`rw3d-prep datasets`); its recipe is pipelines/DATASET.yaml."),
-]
-Root = Annotated[Path | None, typer.Option(help="Where its files lie. Default: $RW3D_DATA/DATASET, else data/DATASET.")]
-Out = Annotated[Path | None, typer.Option(help="Where scenes go. Default: stores/DATASET.")]
-Backend = Annotated[
-    BackendKind | None,
-    typer.Option(
-        help="What makes the geometry: mapanything (GPU and weights), stereo (rectified pairs, CPU), sensor (depth or LiDAR)."
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="Most frames per scene; 1 reconstructs each image alone. Default: the recipe's, 200."),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="A recipe of your own instead of pipelines/DATASET.yaml.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one value of the recipe, e.g. --set fuse.confidence_percentile=20. Repeatable.",
-    ),
-]
-Workers = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Scenes made at a time on this machine's cores (1 for a GPU). The bytes do not depend on it."
-    ),
-]
 Stores = Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")]
-Model = Annotated[str | None, typer.Option(help="MapAnything's hub id, e.g. facebook/map-anything-apache.")]
-Revision = Annotated[str | None, typer.Option(help="Commit hash of the weights; ids get repointed, hashes do not.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder with config.json and model.safetensors, for machines without internet.")
-]
-Resize = Annotated[
-    str | None,
-    typer.Option(
-        help="MapAnything's input: fixed_mapping (crops to a fixed aspect ratio, the paper's) or longest_side (keeps nearly all)."
-    ),
-]
 
-
-@app.command()
-def reconstruct(
-    dataset: Dataset = None,
-    root: Root = None,
-    out: Out = None,
-    backend: Backend = None,
-    batch_size: BatchSize = None,
-    config: ConfigFile = None,
-    assignments: Set = None,
-    workers: Workers = 1,
-    model: Model = None,
-    revision: Revision = None,
-    weights: Weights = None,
-    resize: Resize = None,
-    embed_images: Annotated[
-        bool, typer.Option("--embed-images", help="Store image and label files too: the scenes then train anywhere.")
-    ] = False,
-) -> None:
-    """Reconstruct every batch of frames into one scene store.
-
-    Finished scenes are kept: after a crash or Ctrl-C, the same command goes on where it stopped. Exit codes: 0 all
-    done, 2 bad input, 3 some batches failed (failures.jsonl says why), 75 stopped by a signal.
-    """
-    from rw3d_prep.pipeline import reconstruct as run
-
-    assignments = [*(["embed_images=true"] if embed_images else []), *(assignments or [])]
-    settings = _settings(dataset, config, backend, batch_size, assignments, model, revision, weights, resize)
-    source, target = _folders(settings.dataset.name, root, out)
-    log.info(
-        f"reconstruct {settings.dataset.name} ({', '.join(settings.dataset.splits)}) in {source} with {settings.backend.kind}, "
-        f"up to {settings.batching.size} frames per scene, into {target}"
-    )
-    outcome = run(settings, source, target, workers)
-    _show_scenes(target)
-    if outcome.failed:
-        log.error(
-            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.written) + len(outcome.skipped)} batches failed: {target / 'failures.jsonl'}"
-        )
-    else:
-        log.info(f"next: rw3d-prep inspect {target}, or notebooks/scene_tour.ipynb")
-    raise typer.Exit(outcome.exit_code())
-
-
+app.command()(reconstruct)
+app.command()(plan)
 app.command("sample-views")(sample_views)
-
-
-@app.command()
-def plan(
-    dataset: Dataset = None,
-    root: Root = None,
-    out: Out = None,
-    backend: Backend = None,
-    batch_size: BatchSize = None,
-    config: ConfigFile = None,
-    assignments: Set = None,
-    workers: Workers = 1,
-    resize: Resize = None,
-) -> None:
-    """Say what `reconstruct` with the same options will cost: images, batches, points, memory, disk and hours."""
-    from rw3d_prep.pipeline import find_batches
-    from rw3d_prep.plan import make_plan
-    from rw3d_prep.plan_table import plan_table
-
-    settings = _settings(dataset, config, backend, batch_size, assignments, None, None, None, resize)
-    source, target = _folders(settings.dataset.name, root, out)
-    batches, notes = find_batches(settings, source)
-    for note in notes:
-        log.warning(note)
-    console().print(plan_table(make_plan(batches, settings, source, workers), settings, target))
 
 
 @app.command()
@@ -312,38 +189,6 @@ def check(
     out.print(frames_table(counts))
     for note in notes:
         log.warning(note)
-
-
-def _settings(
-    dataset: str | None,
-    config: Path | None,
-    backend: BackendKind | None,
-    batch_size: int | None,
-    assignments: list[str] | None,
-    model: str | None,
-    revision: str | None,
-    weights: Path | None,
-    resize: str | None,
-) -> PrepConfig:
-    from rw3d_prep.config import load_config
-
-    named = {"model": model, "revision": revision, "weights": weights, "resize": resize}
-    named_set = [f"backend.{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None]
-    return load_config(
-        dataset, config, backend.value if backend else None, batch_size, [*named_set, *(assignments or [])]
-    )
-
-
-def _folders(dataset: str, root: Path | None, out: Path | None) -> tuple[Path, Path]:
-    return root or default_root(dataset), out or Path("stores") / dataset
-
-
-def _show_scenes(out: Path) -> None:
-    from rw3d_common.collection import open_collection, store_paths
-    from rw3d_prep.report import scenes_table
-
-    if store_paths(out):
-        console().print(scenes_table(list(open_collection(out))))
 
 
 def _stop(signum: int, _frame: Any) -> None:

@@ -29,8 +29,10 @@ class PrepConfig(Section):
     def identity(self) -> dict[str, Any]:
         """All that decides the bytes of a scene, beside the input files themselves."""
         classes = dataset_entry(self.dataset.name).class_map().hash
-        default = set() if self.embed_images else {"embed_images"}  # scenes from before this option stay the same
-        values = self.model_dump(mode="json", exclude=default)
+        values = self.model_dump(mode="json")
+        for section, option in ((values, "embed_images"), (values["dataset"], "exclude_masks")):
+            if not section[option]:
+                del section[option]  # scenes from before these options stay the same
         return {**values, "class_map": classes, "schema_version": SCHEMA_VERSION}
 
     def hash(self) -> str:

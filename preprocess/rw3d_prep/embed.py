@@ -1,4 +1,8 @@
-"""`files/` of a scene store: the encoded image and label files themselves, so that one folder trains anywhere."""
+"""`files/` of a scene store: encoded images and labels themselves, so that training needs nothing but the store.
+
+With `reconstruct --embed-images` all of them; else those that are no files of their own (a table's cells, for example),
+which only preparation could read.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from rw3d_common.images import ImageSource
 from rw3d_common.schema import FILE_KINDS, FILE_OFFSETS, FILES, create_array
 from rw3d_prep.shards import ShardedColumn
 
@@ -27,15 +32,15 @@ class FilesWriter:
         }
         self.offsets = {kind: [0] for kind in FILE_KINDS}
 
-    def append(self, files: Mapping[str, Path | None]) -> None:
+    def append(self, files: Mapping[str, ImageSource | None]) -> None:
         """Add the files of the next view, by kind; None where it has none.
 
         Raises:
             OSError: a file cannot be read, or the disk refuses.
         """
         for kind, offset in self.offsets.items():
-            path = files[kind]
-            content = path.read_bytes() if path else b""
+            source = files[kind]
+            content = source.read_bytes() if source else b""
             self.columns[kind].append(np.frombuffer(content, np.uint8))
             offset.append(offset[-1] + len(content))
 

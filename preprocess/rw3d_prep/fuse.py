@@ -53,6 +53,7 @@ def fuse_view(
     truth: U8 | None,
     classes: ClassMap,
     confidence_percentile: float,
+    excluded: npt.NDArray[np.bool_] | None = None,
 ) -> FusedView:
     """The kept points of one view.
 
@@ -61,11 +62,15 @@ def fuse_view(
         image: (H0, W0, 3) uint8 source image; label, truth: (H0, W0) uint8 train ids, or None.
         classes: pixels whose sparse label is a class without surface (sky) never become points.
         confidence_percentile: % of the valid points to drop per view.
+        excluded: (H0, W0) bool, source pixels that never become points; None: there are none.
     """
     pixel_of_cell = _source_pixels(geometry.pixel_map)
     cell = np.flatnonzero(usable_cells(geometry).ravel() & (pixel_of_cell != NO_PIXEL))
     finite_share = cell.size / pixel_of_cell.size
     pixel = pixel_of_cell.take(cell)
+    if excluded is not None:
+        wanted = np.flatnonzero(~excluded.ravel().take(pixel))
+        cell, pixel = cell.take(wanted), pixel.take(wanted)
     if label is not None:
         surface = np.flatnonzero(classes.in_3d.take(label.ravel().take(pixel)))
         cell, pixel = cell.take(surface), pixel.take(surface)

@@ -19,9 +19,10 @@ import numpy as np
 from rw3d_common.collection import store_paths
 from rw3d_common.config import difference
 from rw3d_common.errors import DiskFull, Exit, UserError, disk_errors
-from rw3d_common.images import LabelFile, read_image
+from rw3d_common.images import ImageSource
+from rw3d_common.labels import IGNORE
 from rw3d_common.log import Metrics, log, progress
-from rw3d_common.manifest import DatasetEntry, dataset_entry
+from rw3d_common.manifest import dataset_entry
 from rw3d_common.scene import open_scene
 from rw3d_common.schema import STORE_SUFFIX
 from rw3d_prep.batching import Batch, make_batches
@@ -30,9 +31,11 @@ from rw3d_prep.datasets import read_frames
 from rw3d_prep.frames import Frame
 from rw3d_prep.fuse import FusedView, fuse_view
 from rw3d_prep.health import view_health
+from rw3d_prep.label_folders import label_encoding
 from rw3d_prep.publish import MANIFEST, write_manifest
 from rw3d_prep.reconstruct import make_backend, usable_frames
 from rw3d_prep.reconstruct.base import ViewGeometry
+from rw3d_prep.sources import read_sources
 from rw3d_prep.workers import run_in_processes, step
 from rw3d_prep.write import SceneWriter, sweep_orphans
 
@@ -163,11 +166,11 @@ def reconstruct_batch(batch: Batch, config: PrepConfig, root: Path, out: Path) -
     world_offset = _world_offset(batch, backend.needs)
     rows = _ViewRows(root)
     with_truth = any(frame.truth for frame in batch.frames)
-    with SceneWriter(store_path(out, batch), with_truth, config.embed_images) as writer:
+    with SceneWriter(store_path(out, batch), with_truth, config.embed_images or _any_packed(batch)) as writer:
         previous = None
         for frame, geometry in zip(batch.frames, backend.reconstruct(batch.frames, world_offset), strict=True):
-            fused = _fuse(frame, geometry, entry, config, fill_truth="truth" in writer.class_counts)
-            writer.append(fused, {"image": frame.image, "label": frame.label, "truth": frame.truth})
+            fused = _fuse(frame, geometry, config, with_truth)
+            writer.append(fused, _files_to_store(frame, config.embed_images))
             rows.add(frame, geometry, fused, previous)
             previous = geometry
             step()
@@ -184,7 +187,7 @@ def reconstruct_batch(batch: Batch, config: PrepConfig, root: Path, out: Path) -
             "class_map_hash": entry.class_map().hash,
             "ignored_ids": entry.ignored_ids,
             "ignored_in_truth": entry.ignored_in_truth,
-            "label_encoding": entry.label_encoding,
+            "label_encoding": label_encoding(config.dataset.labels, entry),
             "truth_encoding": entry.truth_encoding,
             "world_offset": world_offset.tolist(),
             "axes": "OpenCV camera axes: x right, y down, z forward; metres",
@@ -200,18 +203,23 @@ def _world_offset(batch: Batch, needs: Sequence[str]) -> np.ndarray:
     return np.zeros(3) if "camera_to_world" not in needs or pose is None else pose[:3, 3].copy()
 
 
-def _fuse(frame: Frame, geometry: ViewGeometry, entry: DatasetEntry, config: PrepConfig, fill_truth: bool) -> FusedView:
-    image = read_image(frame.image)
-    size = image.shape[:2]
-    if size != geometry.pixel_map.image_size:
-        raise UserError(
-            f"{frame.image}: is {size[1]}×{size[0]}, its geometry was made for another size; do not edit images during a run"
-        )
-    label = LabelFile(frame.label, entry.label_encoding, entry.class_map()).read(size) if frame.label else None
-    truth = LabelFile(frame.truth, entry.truth_encoding, entry.truth_map()).read(size) if frame.truth else None
-    if truth is None and fill_truth:
-        truth = np.full(size, 255, np.uint8)
-    return fuse_view(geometry, image, label, truth, entry.class_map(), config.fuse.confidence_percentile)
+def _fuse(frame: Frame, geometry: ViewGeometry, config: PrepConfig, with_truth: bool) -> FusedView:
+    entry = dataset_entry(config.dataset.name)
+    size = geometry.pixel_map.image_size
+    sources = read_sources(frame, entry, label_encoding(config.dataset.labels, entry), size)
+    truth = np.full(size, IGNORE, np.uint8) if sources.truth is None and with_truth else sources.truth
+    percentile = config.fuse.confidence_percentile
+    return fuse_view(geometry, sources.image, sources.label, truth, entry.class_map(), percentile, sources.excluded)
+
+
+def _files_to_store(frame: Frame, embed: bool) -> dict[str, ImageSource | None]:
+    """What a scene stores of a frame's images: all with `embed`, else those that are no files of their own."""
+    files: dict[str, ImageSource | None] = {"image": frame.image, "label": frame.label, "truth": frame.truth}
+    return {kind: None if isinstance(source, Path) and not embed else source for kind, source in files.items()}
+
+
+def _any_packed(batch: Batch) -> bool:
+    return any(any(_files_to_store(frame, embed=False).values()) for frame in batch.frames)
 
 
 class _ViewRows:
@@ -225,8 +233,10 @@ class _ViewRows:
         self.labels: list[str | None] = []
         self.truths: list[str | None] = []
 
-    def _relative(self, path: Path) -> str:
-        return os.path.relpath(path.resolve(), self.root)
+    def _relative(self, source: ImageSource) -> str:
+        if isinstance(source, Path):
+            return os.path.relpath(source.resolve(), self.root)
+        return f"{os.path.relpath(source.path.resolve(), self.root)}#{source.member}"
 
     def add(self, frame: Frame, geometry: ViewGeometry, fused: FusedView, previous: ViewGeometry | None) -> None:
         if frame.camera not in self.cameras:

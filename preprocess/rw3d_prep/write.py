@@ -25,6 +25,7 @@ import numpy.typing as npt
 import zarr
 
 from rw3d_common.errors import disk_errors
+from rw3d_common.images import ImageSource
 from rw3d_common.labels import IGNORE
 from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS, create_array, point_arrays
 from rw3d_prep.embed import FilesWriter
@@ -42,7 +43,7 @@ class SceneWriter:
     """
 
     def __init__(self, target: Path, with_truth: bool, embed: bool = False) -> None:
-        """Open a temporary store beside `target`; with `embed` it also takes the views' encoded files."""
+        """Open a temporary store beside `target`; with `embed` it also takes encoded images and labels."""
         self.target = target
         self.temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:12]}")
         self._columns: dict[str, ShardedColumn] = {}
@@ -70,8 +71,8 @@ class SceneWriter:
             for spec in point_arrays(with_truth)
         }
 
-    def append(self, view: FusedView, files: Mapping[str, Path | None] = MappingProxyType({})) -> None:
-        """Add the points of the next view and, where files are embedded, its image, label and truth `files`.
+    def append(self, view: FusedView, files: Mapping[str, ImageSource | None] = MappingProxyType({})) -> None:
+        """Add the points of the next view and, in a store with `files/`, those of its images that it shall hold.
 
         Raises:
             DiskFull: no space left.

@@ -46,7 +46,7 @@ def test_kitti360_second_camera_lies_one_baseline_to_the_right(tmp_path):
 def test_kitti360_scan_lies_on_the_image(tmp_path):
     root = kitti360_tree(tmp_path)
     frame = read_frames(root, DatasetConfig(name="kitti360")).frames[0]
-    u, v, z = project(read_scan(frame.lidar.path), frame.intrinsics, np.linalg.inv(frame.lidar.lidar_to_camera))
+    u, v, z = project(read_scan(frame.lidar.source), frame.intrinsics, np.linalg.inv(frame.lidar.lidar_to_camera))
     height, width = image_size(frame.image)
     inside = (z > 0) & (u > -1) & (v > -1) & (u < width) & (v < height)
     assert inside.sum() > 500, "the builder's scan covers the image; a wrong chain would miss it"

@@ -12,6 +12,7 @@ from rw3d_common.config import Section
 from rw3d_common.errors import UserError
 from rw3d_common.manifest import DatasetEntry, dataset_entry
 from rw3d_prep.frames import Frame
+from rw3d_prep.label_folders import is_label_folder, open_label_folder, with_labels, with_masks
 
 
 class DatasetConfig(Section):
@@ -26,7 +27,9 @@ class DatasetConfig(Section):
     stride: int = Field(1, ge=1)
     """Take every n-th frame of a sequence; frames with a sparse label are always taken."""
     labels: str = "scribble"
-    """Which sparse labels to read: the name of the label folder."""
+    """Which sparse labels to read: the name of the dataset's label folder, or the path of a folder by `make-labels`."""
+    exclude_masks: str = ""
+    """A folder of masks whose non-zero pixels never become points; empty: none."""
 
 
 @dataclass
@@ -51,6 +54,10 @@ def read_frames(root: Path, config: DatasetConfig) -> FrameList:
     if root.is_file() and entry.adapter != "folder":
         raise UserError(f"{root}: is a file; {entry.title} lies in a folder, name it with --root DIR")
     found = _adapter_frames(root, config, entry)
+    if is_label_folder(config.labels):
+        found.frames = with_labels(found.frames, open_label_folder(config.labels, config.name, entry))
+    if config.exclude_masks:
+        found.frames = with_masks(found.frames, Path(config.exclude_masks))
     if not found.frames:
         raise UserError(
             f"{root}: no frame of {config.name} {'/'.join(config.splits)} found; run `rw3d-prep datasets check {config.name} --root {root}`"

@@ -5,6 +5,7 @@ Confidence is 1 everywhere: a sensor states none (Rewis3d §4.3).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import Field
 from rw3d_common.cameras import F32, F64, PixelMap, project, unproject_depth
 from rw3d_common.config import Section
 from rw3d_common.errors import UserError
-from rw3d_common.images import image_size
+from rw3d_common.images import ImageSource, image_size
 from rw3d_prep.frames import DepthMap, Frame, LidarScan
 from rw3d_prep.reconstruct.base import ViewGeometry
 
@@ -87,7 +88,7 @@ class SensorBackend:
 
         The point is moved to its pixel's centre ray (at most half a pixel), so that point and pixel agree exactly.
         """
-        points = read_scan(scan.path)
+        points = read_scan(scan.source) if isinstance(scan.source, Path) else scan.source.read_points()
         u, v, z = project(points, intrinsics, np.asarray(np.linalg.inv(scan.lidar_to_camera), np.float64))
         seen = (z > self.config.nearest) & (u > -0.5) & (v > -0.5) & (u < size[1] - 0.5) & (v < size[0] - 0.5)
         column, row = np.floor(u[seen] + 0.5).astype(np.int64), np.floor(v[seen] + 0.5).astype(np.int64)
@@ -97,7 +98,7 @@ class SensorBackend:
         return depth.reshape(size), PixelMap(size, size), intrinsics
 
 
-def read_depth(path: Path) -> np.ndarray:
+def read_depth(path: ImageSource) -> np.ndarray:
     """A depth image (H, W) as stored, uint16; 0 = not measured, and so is 65535 (what 7-Scenes writes for a miss).
 
     Raises:
@@ -106,7 +107,7 @@ def read_depth(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as image:
             if image.mode not in ("I;16", "I;16B", "I"):
                 raise UserError(f"{path}: depth image of mode {image.mode}; depth is a 16-bit single-channel PNG")
             values = np.asarray(image).astype(np.uint16)

@@ -171,8 +171,8 @@ class SceneDataset(Dataset):  # type: ignore[misc]
         """Where a view's file lies, and its bytes where the store holds them."""
         store = self._store(item)
         path = store.root / self.index.paths[kind][item]
-        if store.embedded:
-            return path, self._embedded(item, kind)
+        if store.embedded and (content := self._embedded(item, kind)):
+            return path, content
         if not path.is_file():
             raise UserError(
                 f"{path}: no such file; where the data were moved, say so with root=FOLDER or RW3D_DATA=FOLDER (which "
