@@ -18,6 +18,7 @@ from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
 from rw3d_prep.cli_reconstruct import CORES, Root, Workers, plan, reconstruct
 from rw3d_prep.cli_samples import sample_views
+from rw3d_prep.workers import forget_interrupted_calls
 
 app = typer.Typer(
     name="rw3d-prep",
@@ -192,6 +193,7 @@ def check(
 
 
 def _stop(signum: int, _frame: Any) -> None:
+    forget_interrupted_calls()
     raise Stopped(signal.Signals(signum).name)
 
 

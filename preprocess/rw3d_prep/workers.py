@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -122,7 +123,13 @@ def _leave(_signum: int, _frame: Any) -> None:
     global _leaving
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _leaving = True
+    forget_interrupted_calls()
     raise SystemExit
+
+
+def forget_interrupted_calls() -> None:
+    """Keep Python from warning of the coroutine that a signal interrupted in zarr: its store is being removed."""
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 
 
 def _start_worker(sender: Connection) -> None:
