@@ -13,7 +13,7 @@ class Block:
             raise ImportError('blocked: ' + name)
 sys.meta_path.insert(0, Block())
 """
-PREP_ONLY = ("rw3d_prep", "cv2", "open3d", "numba", "scipy", "plyfile", "h5py", "dask", "mapanything")
+PREP_ONLY = ("rw3d_prep", "cv2", "open3d", "numba", "scipy", "plyfile", "h5py", "pyarrow", "dask", "mapanything")
 WALK = """
 import importlib, pkgutil
 package = importlib.import_module({package!r})

@@ -20,6 +20,7 @@ from rw3d_common.errors import UserError
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+RECIPE_SECTIONS = ("prep", "train", "train_official")
 PIPELINES = (Path(__file__).parents[2] / "pipelines", Path(__file__).parent / "pipelines")
 
 

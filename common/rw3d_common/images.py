@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from rw3d_common.errors import UserError
 from rw3d_common.labels import U8, ClassMap
@@ -113,6 +114,23 @@ def read_label(path: ImageSource, encoding: LabelEncoding, size: tuple[int, int]
     if (raw != raw[..., :1]).any():
         raise UserError(f"{path}: its channels differ, so it is a colour picture; labels are {_MEND[encoding]}")
     return np.ascontiguousarray(raw[..., 0])
+
+
+def read_uint16(source: ImageSource, what: str) -> npt.NDArray[np.uint16]:
+    """A 16-bit single-channel PNG (H, W) as stored; `what` it is, such as "depth image", is named in errors.
+
+    Raises:
+        UserError: missing, truncated, or not 16-bit.
+    """
+    with _opened(source) as image:
+        if image.mode not in ("I;16", "I;16B", "I"):
+            raise UserError(
+                f"{source}: {what} of mode {image.mode} where a 16-bit single-channel PNG belongs; replace it"
+            )
+        try:
+            return np.asarray(image).astype(np.uint16)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{source}: cannot be decoded ({error}); copy the file again") from error
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ class ClassEntry(Section):
     color: tuple[int, int, int]
     in_3d: bool = True
     """False for what has no surface, such as sky: its pixels never become points."""
+    movable: bool = False
+    """True for what may be elsewhere a moment later: `accumulate` carries its labels between simultaneous views only.
+    A rule of that step and no part of a label's meaning, so it is not in the class map that stores hold."""
 
 
 class SplitEntry(Section):
@@ -32,6 +35,8 @@ class SplitEntry(Section):
     """Official sequence names; empty means every sequence that is found."""
     list: str | None = None
     """File, relative to the root, that names the split's frames."""
+    folder: str = ""
+    """Folder, relative to the root, that holds the split, where it is not named like it."""
 
 
 class PartEntry(Section):
@@ -45,7 +50,7 @@ class DatasetEntry(Section):
     title: str
     source: str
     licence: str
-    adapter: Literal["kitti360", "rgbd", "folder"]
+    adapter: Literal["kitti360", "rgbd", "scannet", "s3dis", "cityscapes", "nyuv2", "waymo", "folder"]
     layout: tuple[PartEntry, ...]
     """What lies where below the root; `rw3d-prep datasets check` counts it."""
     splits: dict[str, SplitEntry]

@@ -28,6 +28,7 @@ from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import U8, ClassMap
 from rw3d_common.manifest import default_root
+from rw3d_common.scene_accumulated import POINT_ARRAY, SceneAccumulated, has_accumulated
 from rw3d_common.scene_sample import SceneSample, SceneSamples, has_samples, read_array
 from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS
 
@@ -127,8 +128,12 @@ class Scene:
 
     @cached_property
     def view_table(self) -> dict[str, npt.NDArray[Any]]:
-        """Every array of `views/` in memory, by name."""
-        return {spec.name: self._array(self.views, spec.name) for spec in VIEWS}
+        """Every array of `views/` in memory, by name; those that an older store lacks hold fill values."""
+        lost = {spec.name for spec in VIEWS if spec.lacking("views", self.attrs["complete"]["files"])}
+        return {
+            spec.name: spec.filled(len(self)) if spec.name in lost else self._array(self.views, spec.name)
+            for spec in VIEWS
+        }
 
     @property
     def root(self) -> Path:
@@ -151,19 +156,21 @@ class Scene:
         return np.asarray(self.attrs["world_offset"], np.float64)
 
     def __len__(self) -> int:
-        """Number of views."""
+        """Number of views; 0 for a point cloud that was read as such, whose points belong to no view."""
         return int(self.attrs["complete"]["views"])
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        """A whole array of `points/` in memory, one row per point.
+    def read(self, name: str, rows: slice = slice(None)) -> npt.NDArray[Any]:
+        """An array of `points/` in memory, one row per point: the whole, or `rows` of it.
 
         Raises:
             UserError: this scene has no such array, or it cannot be read.
         """
+        if name == POINT_ARRAY:
+            return self.accumulated.point_labels()[rows]
         if name not in self.points:
             known = ", ".join(sorted(self.points.array_keys()))
             raise UserError(f"{self.path}: no array '{name}' in this scene's points; it has {known}")
-        return self._array(self.points, name)
+        return self._array(self.points, name, rows)
 
     def view(self, index: int) -> View:
         """The view at `index` (0 ≤ index < len(scene)), with its points in memory.
@@ -173,7 +180,8 @@ class Scene:
         """
         table = self.view_table
         if not 0 <= index < len(self):
-            raise UserError(f"{self.path}: no view {index}; this scene has views 0 to {len(self) - 1}")
+            there = f"views 0 to {len(self) - 1}" if len(self) else "points only"
+            raise UserError(f"{self.path}: no view {index}; this scene has {there}")
         rows = slice(int(table["point_offset"][index]), int(table["point_offset"][index + 1]))
         height, width = (int(n) for n in table["image_size"][index])
         strings: dict[str, Any] = dict(self.views.attrs)
@@ -217,6 +225,15 @@ class Scene:
         return file.read((height, width), self.embedded(index, "label")) if file else None
 
     @cached_property
+    def accumulated(self) -> SceneAccumulated:
+        """The labels that views gave each other in 3D.
+
+        Raises:
+            UserError: this scene has no finished accumulated labels.
+        """
+        return SceneAccumulated(self.path, self.classes)
+
+    @cached_property
     def samples(self) -> SceneSamples:
         """The training items of this scene.
 
@@ -250,6 +267,8 @@ class Scene:
     def colors(self, by: Coloring = "rgb") -> U8:
         """(N, 3) uint8 colour per point: photo colours, class colours, grey confidence ranks, or one per view.
 
+        By view, points that belong to no view are black.
+
         Raises:
             UserError: an unknown `by`, or "truth" where the scene has no dense labels.
         """
@@ -263,7 +282,8 @@ class Scene:
             return np.repeat((255 * rank).astype(np.uint8)[:, None], 3, axis=1)
         if by == "view":
             hues = np.random.default_rng(0).integers(60, 255, (len(self), 3)).astype(np.uint8)
-            return np.repeat(hues, np.diff(self.view_table["point_offset"]), axis=0)
+            offset = self.view_table["point_offset"]
+            return np.repeat(np.insert(hues, 0, 0, axis=0), np.diff(offset, prepend=0), axis=0)
         colors: U8 = self.classes.palette[self.read(by)]
         return colors
 
@@ -290,7 +310,7 @@ class Scene:
         for key in ("schema_version", "dataset", "split", "sequence", "config_hash", "classes", "world_offset"):
             digest.update(repr((key, self.attrs[key])).encode())
         for group in filter(None, (self.points, self.views, self.files)):
-            for name in sorted(group.array_keys()):
+            for name in sorted(set(group.array_keys()) - {POINT_ARRAY}):  # was added later
                 values = self._array(group, name)
                 digest.update(repr((name, values.dtype.str, values.shape)).encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
@@ -306,6 +326,7 @@ class Scene:
             "points": f"{self.n_points:,} ({share:.1%} labelled, {len(self.classes)} classes)",
             "arrays": ", ".join(sorted(self.points.array_keys())) + " · views/*",
             "samples": self._samples_fact(),
+            **({"accumulated": self._accumulated_fact()} if has_accumulated(self.path) else {}),
             "path": str(self.path),
         }
 
@@ -319,6 +340,12 @@ class Scene:
 
     def __repr__(self) -> str:
         return "Scene\n" + "\n".join(f"  {key:8} {value}" for key, value in self._facts().items())
+
+    def _accumulated_fact(self) -> str:
+        try:
+            return repr(self.accumulated)
+        except UserError:
+            return "damaged or unfinished; `rw3d-prep verify` says more"
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -62,7 +62,7 @@ class SceneSamples:
 
     def __init__(self, store: Path) -> None:
         self.store, self.path = store, store / GROUP
-        self.attrs = _finished_attributes(store)
+        self.attrs = finished_attributes(store, GROUP, "samples", "sample-views")
         self.group = zarr.open_group(self.path, mode="r")
 
     def __len__(self) -> int:
@@ -160,20 +160,25 @@ def read_array(
         raise UserError(f"{store}: array {name} cannot be read ({error}); {mend}") from error
 
 
-def _finished_attributes(store: Path) -> dict[str, Any]:
-    if not has_samples(store):
-        raise UserError(f"{store}: this scene has no samples; `rw3d-prep sample-views {store}` makes them")
-    again = f"delete {store / GROUP} and run `rw3d-prep sample-views` again"
+def finished_attributes(store: Path, group: str, what: str, command: str) -> dict[str, Any]:
+    """Attributes of a finished `group` that was added to a store; `what` it holds and the `command` that makes it.
+
+    Raises:
+        UserError: it is not there, was never finished, is damaged, or of another schema version.
+    """
+    if not (store / group).exists():
+        raise UserError(f"{store}: this scene has no {what}; `rw3d-prep {command} {store}` makes them")
+    again = f"delete {store / group} and run `rw3d-prep {command}` again"
     try:
-        attrs: dict[str, Any] = dict(zarr.open_group(store / GROUP, mode="r").attrs)
+        attrs: dict[str, Any] = dict(zarr.open_group(store / group, mode="r").attrs)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{store / GROUP}: its zarr.json is missing or cannot be read ({reason}); {again}") from error
+        raise UserError(f"{store / group}: its zarr.json is missing or cannot be read ({reason}); {again}") from error
     if not isinstance(attrs.get("complete"), dict):
-        raise UserError(f"{store / GROUP}: no completion record, so these samples were never finished; {again}")
+        raise UserError(f"{store / group}: no completion record, so these {what} were never finished; {again}")
     if attrs.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{store / GROUP}: written with schema version {attrs.get('schema_version')}, this rw3d reads "
+            f"{store / group}: written with schema version {attrs.get('schema_version')}, this rw3d reads "
             f"{SCHEMA_VERSION}; install the matching rw3d, or {again}"
         )
     return attrs

@@ -73,6 +73,9 @@ def frame_counts(root: Path, name: str, splits: tuple[str, ...]) -> tuple[dict[s
     """
     found = read_frames(root, DatasetConfig(name=name, splits=splits))
     counts = {split: _count([frame for frame in found.frames if frame.split == split]) for split in splits}
+    if found.clouds:
+        for split in splits:
+            counts[split]["clouds"] = sum(cloud.split == split for cloud in found.clouds)
     return counts, found.notes
 
 
@@ -84,6 +87,7 @@ def _count(frames: list[Frame]) -> dict[str, int]:
         "right": "right",
         "depth": "depth",
         "LiDAR": "lidar",
+        "accumulated LiDAR": "accumulated",
     }
     counts = {title: sum(getattr(frame, name) is not None for frame in frames) for title, name in parts.items()}
     return {"frames": len(frames), **counts}

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,11 @@ import typer
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
+from rw3d_prep.cli_accumulate import accumulate
+from rw3d_prep.cli_labels import labels_app, make_labels_app
 from rw3d_prep.cli_reconstruct import CORES, Root, Workers, plan, reconstruct
 from rw3d_prep.cli_samples import sample_views
+from rw3d_prep.cli_view import Stores, align, export, view
 from rw3d_prep.workers import forget_interrupted_calls
 
 app = typer.Typer(
@@ -34,21 +36,17 @@ datasets_app = typer.Typer(
     no_args_is_help=False, help="What rw3d knows of each dataset; `check` looks at a copy of it."
 )
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(make_labels_app, name="make-labels")
+app.add_typer(labels_app, name="labels")
 
-
-class Color(StrEnum):
-    rgb = "rgb"
-    label = "label"
-    truth = "truth"
-    confidence = "confidence"
-    view = "view"
-
-
-Stores = Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")]
 
 app.command()(reconstruct)
 app.command()(plan)
+app.command()(accumulate)
 app.command("sample-views")(sample_views)
+app.command()(align)
+app.command()(view)
+app.command()(export)
 
 
 @app.command()
@@ -127,25 +125,9 @@ def inspect(
     if picture:
         from rw3d_prep.picture import write_picture
 
-        largest = max(collection, key=len)
+        largest = max(collection, key=lambda scene: scene.n_points)
         write_picture(largest, picture)
         log.info(f"picture of {largest.name}: {picture}")
-
-
-@app.command()
-def export(
-    stores: Stores,
-    ply: Annotated[Path, typer.Option(help="The PLY file to write, or a folder for several scenes.")],
-    color: Annotated[Color, typer.Option(help="What the colours show.")] = Color.rgb,
-) -> None:
-    """Write scenes as PLY point clouds that MeshLab, CloudCompare and Open3D open."""
-    from rw3d_common.collection import open_collection
-    from rw3d_prep.export import export_ply
-
-    collection = open_collection(stores)
-    for scene in collection:
-        path = ply if len(collection) == 1 and ply.suffix == ".ply" else ply / f"{scene.name}.ply"
-        log.info(f"{path}: {export_ply(scene, path, color.value):,} points")
 
 
 @app.command()

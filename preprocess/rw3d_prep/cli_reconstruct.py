@@ -53,10 +53,20 @@ Set = Annotated[
         help="Change one value of the recipe, e.g. --set fuse.confidence_percentile=20. Repeatable.",
     ),
 ]
+MinBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Fewest frames to which a batch is halved where GPU memory runs out. Default: 10."),
+]
 Workers = Annotated[
     int,
+    typer.Option(min=1, help="Scenes made at a time on this machine's cores. The bytes do not depend on it."),
+]
+SceneWorkers = Annotated[
+    int | None,
     typer.Option(
-        min=1, help="Scenes made at a time on this machine's cores (1 for a GPU). The bytes do not depend on it."
+        min=1,
+        help="Processes: each makes scenes of its own (default 1), or, beside a GPU, finishes what it has computed "
+        "(default: one per core, at most 8). The bytes do not depend on it.",
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="MapAnything's hub id, e.g. facebook/map-anything-apache.")]
@@ -88,18 +98,22 @@ def reconstruct(
     out: Out = None,
     backend: Backend = None,
     batch_size: BatchSize = None,
+    min_batch: MinBatch = None,
     config: ConfigFile = None,
     assignments: Set = None,
     labels: Labels = None,
     stride: Stride = None,
     exclude_mask: ExcludeMask = None,
-    workers: Workers = 1,
+    workers: SceneWorkers = None,
     model: Model = None,
     revision: Revision = None,
     weights: Weights = None,
     resize: Resize = None,
     embed_images: Annotated[
         bool, typer.Option("--embed-images", help="Store image and label files too: the scenes then train anywhere.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again only the batches that failures.jsonl lists.")
     ] = False,
 ) -> None:
     """Reconstruct every batch of frames into one scene store.
@@ -114,6 +128,7 @@ def reconstruct(
         "backend.model": model,
         "backend.revision": revision,
         "backend.weights": weights,
+        "batching.min_size": min_batch,
         "embed_images": embed_images or None,
     }
     settings = _settings(dataset, config, backend, batch_size, named, assignments)
@@ -122,11 +137,11 @@ def reconstruct(
         f"reconstruct {settings.dataset.name} ({', '.join(settings.dataset.splits)}) in {source} with {settings.backend.kind}, "
         f"up to {settings.batching.size} frames per scene, into {target}"
     )
-    outcome = run(settings, source, target, workers)
+    outcome = run(settings, source, target, workers or _usual_workers(settings), retry_failed)
     _show_scenes(target)
     if outcome.failed:
         log.error(
-            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.written) + len(outcome.skipped)} batches failed: {target / 'failures.jsonl'}"
+            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.written) + len(outcome.skipped)} batches failed: {target / 'failures.jsonl'}; --retry-failed tries only these again"
         )
     else:
         log.info(f"next: rw3d-prep inspect {target}, or notebooks/scene_tour.ipynb")
@@ -144,7 +159,7 @@ def plan(
     labels: Labels = None,
     stride: Stride = None,
     exclude_mask: ExcludeMask = None,
-    workers: Workers = 1,
+    workers: SceneWorkers = None,
     resize: Resize = None,
 ) -> None:
     """Say what `reconstruct` with the same options will cost: images, batches, points, memory, disk and hours."""
@@ -158,7 +173,8 @@ def plan(
     batches, notes = find_batches(settings, source)
     for note in notes:
         log.warning(note)
-    console().print(plan_table(make_plan(batches, settings, source, workers), settings, target))
+    estimate = make_plan(batches, settings, source, workers or _usual_workers(settings))
+    console().print(plan_table(estimate, settings, target))
 
 
 def _named(
@@ -185,6 +201,10 @@ def _settings(
 
     given = [f"{key}={json.dumps(value, default=str)}" for key, value in named.items() if value is not None]
     return load_config(dataset, config, backend.value if backend else None, batch_size, [*given, *(assignments or [])])
+
+
+def _usual_workers(config: PrepConfig) -> int:
+    return min(CORES, 8) if config.backend.kind == "mapanything" else 1
 
 
 def _folders(dataset: str, root: Path | None, out: Path | None) -> tuple[Path, Path]:

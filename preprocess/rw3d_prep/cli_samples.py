@@ -22,6 +22,11 @@ class Views(StrEnum):
     all = "all"
 
 
+class Labels(StrEnum):
+    own = "own"
+    accumulated = "accumulated"
+
+
 class Strategy(StrEnum):
     view_aware = "view-aware"
     random = "random"
@@ -30,6 +35,9 @@ class Strategy(StrEnum):
 def sample_views(
     stores: Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")] = Path("stores"),
     views: Annotated[Views, typer.Option(help="Which views get samples: those with a sparse label, or all.")] = Views.labelled,
+    labels: Annotated[
+        Labels, typer.Option(help="The images' own labels alone, or also those that `rw3d-prep accumulate` carried to them.")
+    ] = Labels.own,
     points: Annotated[int, typer.Option(help="Points per sample.")] = 120_000,
     own_share: Annotated[float, typer.Option(help="Share of them from the view itself, 0 to 1.")] = 0.6,
     radius: Annotated[
@@ -73,7 +81,7 @@ def sample_views(
     from rw3d_prep.sample_views import find_scenes
     from rw3d_prep.sample_views import sample_views as run
 
-    config = _config(views, points, own_share, radius, strategy, draws, keep_labelled, seed)
+    config = _config(views, labels, points, own_share, radius, strategy, draws, keep_labelled, seed)
     scenes = find_scenes(stores)
     how = f"{own_share:.0%} of them the view's own" if strategy is Strategy.view_aware else "from the whole scene"
     log.info(
@@ -88,7 +96,15 @@ def sample_views(
 
 
 def _config(
-    views: Views, points: int, own_share: float, radius: str, strategy: Strategy, draws: int, keep: bool, seed: int
+    views: Views,
+    labels: Labels,
+    points: int,
+    own_share: float,
+    radius: str,
+    strategy: Strategy,
+    draws: int,
+    keep: bool,
+    seed: int,
 ) -> SampleConfig:
     from rw3d_prep.sampling import SampleConfig
 
@@ -98,6 +114,7 @@ def _config(
         raise UserError(f"--radius {radius}: expected robust, official or a number of metres") from None
     tree = {
         "views": views.value,
+        "labels": labels.value,
         "points": points,
         "own_share": own_share,
         "radius": metres,

@@ -19,7 +19,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from rw3d_common.errors import UserError
 from rw3d_common.scene import Scene
-from rw3d_common.schema import POINTS, ArraySpec
+from rw3d_common.schema import LABEL_ACCUMULATED, POINTS, ArraySpec
 from rw3d_prep.shards import ABSENT
 
 Bytes = npt.NDArray[np.uint8]
@@ -32,7 +32,7 @@ def read_column(scene: Scene, name: str) -> npt.NDArray[Any]:
     Raises:
         UserError: a file of it is missing or damaged.
     """
-    spec = next(spec for spec in POINTS if spec.name == name)
+    spec = next(spec for spec in (*POINTS, LABEL_ACCUMULATED) if spec.name == name)
     rows: npt.NDArray[Any] = np.empty((scene.n_points, *spec.row), spec.dtype)
     last = np.empty((spec.chunk_rows, *spec.row), spec.dtype)
     decode, folder = _decoder(spec), scene.path / "points" / name

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from rw3d_common.config import Section, config_hash, override, pipeline_file, read_yaml, validate
+from rw3d_common.config import RECIPE_SECTIONS, Section, config_hash, override, pipeline_file, read_yaml, validate
 from rw3d_common.errors import UserError
 from rw3d_common.manifest import dataset_entry
 from rw3d_common.schema import SCHEMA_VERSION
@@ -30,9 +30,13 @@ class PrepConfig(Section):
         """All that decides the bytes of a scene, beside the input files themselves."""
         classes = dataset_entry(self.dataset.name).class_map().hash
         values = self.model_dump(mode="json")
-        for section, option in ((values, "embed_images"), (values["dataset"], "exclude_masks")):
+        batching = values["batching"]
+        for section, option in ((values, "embed_images"), (values["dataset"], "exclude_masks"), (batching, "overlap")):
             if not section[option]:
                 del section[option]  # scenes from before these options stay the same
+        del batching["min_size"]  # a scene records which frames it got
+        if values["backend"].get("lidar") == "scan":
+            del values["backend"]["lidar"]
         return {**values, "class_map": classes, "schema_version": SCHEMA_VERSION}
 
     def hash(self) -> str:
@@ -56,8 +60,8 @@ def load_config(
         dataset_entry(dataset)
     path = file or pipeline_file(str(dataset))
     recipe = read_yaml(path)
-    if unknown := set(recipe) - {"prep", "train"}:
-        raise UserError(f"{path}: unknown section '{min(unknown)}'; a recipe has the sections prep: and train:")
+    if unknown := set(recipe) - set(RECIPE_SECTIONS):
+        raise UserError(f"{path}: unknown section '{min(unknown)}'; a recipe has {', '.join(RECIPE_SECTIONS)}")
     tree = recipe.get("prep")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: has no prep: section; see pipelines/ for complete recipes")

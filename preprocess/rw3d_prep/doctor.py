@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SECONDS = 120  # for one import in a subprocess; a cold network disk needs most of them
 ENOUGH_GB = 20  # free disk; below it even the weights of MapAnything (4.9 GB) and a small dataset get tight
 PREP_EXTRA = "install the extra: pip install '.[prep]'"
-REQUIRED = ("numpy", "zarr", "pydantic", "typer", "rich", "pillow", "numba", "scipy", "plyfile", "h5py")
+REQUIRED = ("numpy", "zarr", "pydantic", "typer", "rich", "pillow", "numba", "scipy", "plyfile", "h5py", "pyarrow")
 SYSTEM_LIBRARIES = "apt-get install -y libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6"
 OPEN3D = "import open3d; print(open3d.__version__)"
 TORCH = """

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rw3d_common.cameras import F32, F64
 from rw3d_common.images import ImageSource
+from rw3d_common.labels import U8
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Frame:
     `camera_to_world` is 4×4 float64 in the dataset's own world (OpenCV axes, metres), None where the dataset has no
     usable pose; `intrinsics` (3, 3) float64 belong to the source image. `label` is the sparse label that training
     sees, `truth` the dense label kept for metrics only, `exclude` an 8-bit mask of the image's size whose non-zero
-    pixels never become points (the car's own bonnet, moving things).
+    pixels never become points (the car's own bonnet, moving things). `lidar` is the scan of this moment, `accumulated`
+    a cloud of many moments around it.
     """
 
     split: str
@@ -80,6 +82,51 @@ class Frame:
     right: StereoPartner | None = None
     depth: DepthMap | None = None
     lidar: LidarScan | None = None
+    accumulated: LidarScan | None = None
 
     def __str__(self) -> str:
         return f"{self.split}/{self.sequence}/{self.id:010d} {self.camera}".rstrip()
+
+
+@dataclass(frozen=True)
+class CloudPoints:
+    """A labelled point cloud in memory.
+
+    `position` (N, 3) float64 metres in the dataset's world; `color` (N, 3) uint8; `truth` (N,) uint8 raw label ids;
+    `notes` one sentence for each kind of thing that was left out.
+    """
+
+    position: F64
+    color: U8
+    truth: U8
+    notes: tuple[str, ...] = ()
+
+
+class CloudSource(Protocol):
+    """What reads a labelled point cloud; must be picklable. `path` is its file or folder, for messages."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def read(self) -> CloudPoints:
+        """The whole cloud.
+
+        Raises:
+            UserError: a file is missing, truncated or of another format.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A labelled point cloud that belongs to no image, such as a scanned room. It becomes a scene without views."""
+
+    split: str
+    sequence: str
+    title: str
+    source: CloudSource
+
+    @property
+    def name(self) -> str:
+        """split/sequence/title: where the scene is stored below the output folder, without its suffix."""
+        return f"{self.split}/{self.sequence}/{self.title}"

@@ -17,24 +17,27 @@ MOST_POINTS = 6_000_000  # more do not show in a picture of this size
 def scene_picture(scene: Scene, width: int = 1280, height: int = 560) -> U8:
     """The cloud seen from above and behind its first camera: photo colours, over labels; (2·height, width, 3) uint8.
 
-    The lower half shows the sparse labels in class colours on a dimmed grey cloud.
+    The lower half shows the sparse labels in class colours on a dimmed grey cloud. A cloud without views is seen from
+    beside and above, with its dense labels, and without its upper fifth: rooms have ceilings.
     """
-    step = max(scene.n_points // MOST_POINTS, 1)
-    position = scene.read("position")[::step]
-    camera_to_world, intrinsics = _overview_camera(scene, position, width, height)
+    position = scene.read("position")
+    rows = slice(None, None, max(scene.n_points // MOST_POINTS, 1)) if len(scene) else _below_ceiling(position)
+    position = position[rows]
+    camera_to_world = overview_camera(scene, position) if len(scene) else beside(position)
+    intrinsics = fitting_intrinsics(position[::97], camera_to_world, width, height)
     u, v, z = project(position, intrinsics, camera_to_world)
-    photo = scene.colors("rgb")[::step]
-    upper = _splat(u, v, z, photo, width, height)
-    label = scene.read("label")[::step]
+    photo = scene.colors("rgb")[rows]
+    upper = splat(u, v, z, photo, width, height)
+    label = scene.read("label" if len(scene) else "truth")[rows]
     labelled = label != IGNORE
     grey = (photo.mean(axis=1, keepdims=True) * 0.45).astype(np.uint8).repeat(3, axis=1)
     painted = np.where(labelled[:, None], scene.classes.palette[label], grey)
-    lower = _splat(u, v, z, painted, width, height, in_front=labelled)
+    lower = splat(u, v, z, painted, width, height, in_front=labelled)
     return np.vstack([upper, lower])
 
 
-def _overview_camera(scene: Scene, position: np.ndarray, width: int, height: int) -> tuple[F64, F64]:
-    """A virtual camera behind and above the first one, looking along it and tilted down, and its intrinsics.
+def overview_camera(scene: Scene, position: np.ndarray) -> F64:
+    """A virtual camera behind and above the first one, looking along it and tilted down.
 
     How far back and how high follows from the depth of the scene, so that rooms and streets both fill the picture.
     """
@@ -47,10 +50,28 @@ def _overview_camera(scene: Scene, position: np.ndarray, width: int, height: int
     camera = first.copy()
     camera[:3, :3] = first[:3, :3] @ down
     camera[:3, 3] = first[:3, 3] - first[:3, 2] * 0.45 * reach - first[:3, 1] * 0.32 * reach
-    return camera, _fitting_intrinsics(position[::97], camera, width, height)
+    return camera
 
 
-def _fitting_intrinsics(position: np.ndarray, camera: F64, width: int, height: int) -> F64:
+def _below_ceiling(position: np.ndarray) -> np.ndarray:
+    """Rows of points (N, 3) in the lower four fifths of their height, as many as show; +z is up."""
+    z = position[:, 2]
+    rows = np.flatnonzero(z <= 0.2 * z.min() + 0.8 * z.max())
+    return rows[:: max(len(rows) // MOST_POINTS, 1)]
+
+
+def beside(position: np.ndarray) -> F64:
+    """A virtual camera that looks along +y at a cloud whose world has +z up, tilted down by 40°."""
+    low, high = position.min(axis=0), position.max(axis=0)
+    tilt = np.deg2rad(40)
+    camera = np.eye(4)
+    camera[:3, 1] = 0, -np.sin(tilt), -np.cos(tilt)
+    camera[:3, 2] = 0, np.cos(tilt), -np.sin(tilt)
+    camera[:3, 3] = (low + high) / 2 - 1.5 * max(float(np.linalg.norm(high - low)), 1e-3) * camera[:3, 2]
+    return camera
+
+
+def fitting_intrinsics(position: np.ndarray, camera: F64, width: int, height: int) -> F64:
     """Pinhole matrix (3, 3) with which the middle 96 % of the points in front of the camera fill the picture."""
     x, y, z = project(position, np.eye(3), camera)
     ahead = z > 0.1 * np.median(np.abs(z))
@@ -63,7 +84,7 @@ def _fitting_intrinsics(position: np.ndarray, camera: F64, width: int, height: i
     return np.array([[focal, 0, center_x], [0, focal, center_y], [0, 0, 1]])
 
 
-def _splat(u: F64, v: F64, z: F64, color: U8, width: int, height: int, in_front: np.ndarray | None = None) -> U8:
+def splat(u: F64, v: F64, z: F64, color: U8, width: int, height: int, in_front: np.ndarray | None = None) -> U8:
     """Paint points far to near, each as a square whose size falls with depth; `in_front` points are painted last."""
     image = np.full((height, width, 3), BACKGROUND, np.uint8)
     near = float(np.quantile(z[z > 0], 0.02)) if (z > 0).any() else 1.0

@@ -16,19 +16,26 @@ import numpy as np
 
 from rw3d_common.images import image_size
 from rw3d_common.scene import open_scene
+from rw3d_prep.batch_scene import reconstruct_batch
 from rw3d_prep.batching import Batch
+from rw3d_prep.clouds import write_cloud
 from rw3d_prep.config import PrepConfig
-from rw3d_prep.frames import Frame
-from rw3d_prep.pipeline import reconstruct_batch, store_path
+from rw3d_prep.frames import Cloud, Frame
+from rw3d_prep.write import store_path
 
 SAMPLED_VIEWS = 8
 
-# MapAnything, 518×518, bf16, memory-efficient: published profile, read off its plots (GPU not named there).
-GPU_GB_FIXED, GPU_GB_PER_VIEW = 6.3, 0.115
+# MapAnything, 518×518, bf16, memory-efficient: published profile, read off its plots (GPU not named there):
+# 12.1, 17.7, 29.3, 63.9 GB for 50, 100, 200, 500 views. 4.9 GB of the fixed part are the weights.
+GPU_BYTES, GPU_BYTES_PER_VIEW = 6.3e9, 0.115e9
 SECONDS_200_VIEWS = 14.8
 # Of its grid: what edge and ambiguity masks leave outdoors, before the confidence cut. An assumption, not measured.
 VALID_SHARE = 0.85
 BYTES_PER_POINT = 13.0  # measured on street scenes with float32 confidence
+# Of the host beside a GPU: the process with CUDA and, while they are loaded, the weights; a worker with torch; and per
+# grid cell a decoded image (float32) and a finished view (prediction, validity, points).
+HOST_BYTES, WEIGHTS_BYTES, WORKER_BYTES, CELL_BYTES = 2e9, 4.9e9, 0.6e9, 12 + 42
+CLOUD_BYTES = 100  # of memory per point while a cloud is read and written
 
 
 @dataclass(frozen=True)
@@ -37,41 +44,69 @@ class Plan:
 
     views: int
     batches: int
+    clouds: int
     largest_batch: int
     labelled: int
     points: float
     disk: float
     memory: float
     gpu_memory: float
+    gpu_per_view: float
     seconds: float
     measured: bool
 
+    def largest_batch_in(self, gpu_bytes: float) -> int:
+        """Images that a GPU with so many free bytes should take at once; 0 if not even one fits."""
+        return max(int((gpu_bytes - GPU_BYTES) / self.gpu_per_view), 0)
 
-def make_plan(batches: Sequence[Batch], config: PrepConfig, root: Path, workers: int) -> Plan:
-    """Predict images, points, memory, disk and time of reconstructing `batches`.
+
+def make_plan(work: Sequence[Batch | Cloud], config: PrepConfig, root: Path, workers: int) -> Plan:
+    """Predict images, points, memory, disk and time of making the scenes of `work`.
 
     Raises:
-        UserError: a sampled frame cannot be used.
+        UserError: a sampled frame or cloud cannot be used.
     """
+    batches = [item for item in work if isinstance(item, Batch)]
+    clouds = [item for item in work if isinstance(item, Cloud)]
     frames = [frame for batch in batches for frame in batch.frames]
-    largest = max(len(batch.frames) for batch in batches)
-    if config.backend.kind == "mapanything":
-        points, per_point, seconds, gpu = _estimate_mapanything(frames[0], config, largest)
-    else:
+    largest = max((len(batch.frames) for batch in batches), default=0)
+    points = per_point = seconds = gpu_per_view = memory = 0.0
+    if frames and config.backend.kind == "mapanything":
+        cells = _grid_cells(frames[0], config)
+        points = cells * VALID_SHARE * (1 - config.fuse.confidence_percentile / 100)
+        per_point, share = BYTES_PER_POINT, cells / 518**2
+        seconds, gpu_per_view = SECONDS_200_VIEWS / 200 * share, GPU_BYTES_PER_VIEW * share
+        memory = HOST_BYTES + max(WEIGHTS_BYTES, largest * cells * CELL_BYTES) + workers * WORKER_BYTES
+    elif frames:
         points, per_point, seconds = _measure(frames, config, root)
-        gpu = 0.0
+        memory = _memory(points, workers)
+    in_cloud, cloud_disk, cloud_seconds = _measure_cloud(clouds, config, root) if clouds else (0.0, 0.0, 0.0)
+    at_a_time = 1 if gpu_per_view else max(min(workers, len(work)), 1)  # there is one GPU
     return Plan(
         views=len(frames),
         batches=len(batches),
+        clouds=len(clouds),
         largest_batch=largest,
         labelled=sum(frame.label is not None for frame in frames),
-        points=points * len(frames),
-        disk=points * per_point * len(frames),
-        memory=_memory(points, workers),
-        gpu_memory=gpu,
-        seconds=seconds * len(frames) / max(min(workers, len(batches)), 1),
-        measured=config.backend.kind != "mapanything",
+        points=points * len(frames) + in_cloud * len(clouds),
+        disk=points * per_point * len(frames) + cloud_disk * len(clouds),
+        memory=max(memory, workers * CLOUD_BYTES * in_cloud),
+        gpu_memory=GPU_BYTES + gpu_per_view * largest if gpu_per_view else 0.0,
+        gpu_per_view=gpu_per_view,
+        seconds=(seconds * len(frames) + cloud_seconds * len(clouds)) / at_a_time,
+        measured=not gpu_per_view,
     )
+
+
+def _measure_cloud(clouds: Sequence[Cloud], config: PrepConfig, root: Path) -> tuple[float, float, float]:
+    """Points, bytes and seconds of one cloud, the middle one, from a real store."""
+    cloud = clouds[len(clouds) // 2]
+    with tempfile.TemporaryDirectory(prefix="rw3d-plan-") as folder:
+        started = time.perf_counter()
+        counts = write_cloud(cloud, config, root, Path(folder))
+        seconds = time.perf_counter() - started
+        files = open_scene(store_path(Path(folder), cloud.name)).attrs["complete"]["files"]
+    return counts["points"], sum(file["size"] for file in files.values()), seconds
 
 
 def _measure(frames: Sequence[Frame], config: PrepConfig, root: Path) -> tuple[float, float, float]:
@@ -82,22 +117,18 @@ def _measure(frames: Sequence[Frame], config: PrepConfig, root: Path) -> tuple[f
         started = time.perf_counter()
         counts = reconstruct_batch(batch, config, root, Path(folder))
         seconds = (time.perf_counter() - started) / len(chosen)
-        files = open_scene(store_path(Path(folder), batch)).attrs["complete"]["files"]
+        files = open_scene(store_path(Path(folder), batch.name)).attrs["complete"]["files"]
     arrays = sum(file["size"] for name, file in files.items() if not name.endswith("zarr.json"))
     return counts["points"] / len(chosen), arrays / max(counts["points"], 1), seconds
 
 
-def _estimate_mapanything(frame: Frame, config: PrepConfig, largest: int) -> tuple[float, float, float, float]:
-    """Points per view, bytes per point, seconds per view and GPU bytes, from published figures."""
+def _grid_cells(frame: Frame, config: PrepConfig) -> int:
+    """Cells of the grid that MapAnything reconstructs images like this one on."""
     from rw3d_prep.reconstruct.pixel_maps import target_size
 
     assert config.backend.kind == "mapanything"
     height, width = target_size([image_size(frame.image)], config.backend.resize, config.backend.resolution)
-    share = height * width / 518**2
-    points = height * width * VALID_SHARE * (1 - config.fuse.confidence_percentile / 100)
-    seconds = SECONDS_200_VIEWS / 200 * share
-    gpu = (GPU_GB_FIXED + GPU_GB_PER_VIEW * share * largest) * 1e9
-    return points, BYTES_PER_POINT, seconds, gpu
+    return height * width
 
 
 def _memory(points_per_view: float, workers: int) -> float:

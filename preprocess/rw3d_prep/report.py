@@ -12,6 +12,8 @@ from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene
 from rw3d_common.scene_sample import SceneSamples, has_samples
+from rw3d_prep.align import Link
+from rw3d_prep.health import scene_health
 
 
 def scenes_table(scenes: Sequence[Scene]) -> Table:
@@ -90,6 +92,58 @@ def samples_table(scenes: Sequence[Scene]) -> Table:
     return table
 
 
+def health_table(scenes: Sequence[Scene]) -> Table:
+    """One row per scene with views: what tells a sound reconstruction from a failed one, and what is out of bounds.
+
+    Scale, ATE and RPE compare the scene's cameras with the dataset's own poses after the best Sim(3).
+    """
+    table = _table(
+        "Health",
+        "scene", "valid", "depth span", "residual", "jitter", "given poses", "scale", "ATE m", "RPE m", "RPE °", "state",
+    )  # fmt: skip
+    for scene in scenes:
+        if not len(scene):
+            continue
+        health = scene_health(scene)
+        table.add_row(
+            scene.name,
+            _number(health.finite_share, "{:.0%}"),
+            _number(health.depth_ratio, "1 : {:,.0f}"),
+            _number(health.residual, "{:.2%}"),
+            _number(health.jitter, "{:.2f}"),
+            f"{health.given_poses:,}",
+            _number(health.scale, "{:.3f}"),
+            _number(health.ate, "{:.3f}"),
+            _number(health.rpe, "{:.3f}"),
+            _number(health.rpe_degrees, "{:.2f}"),
+            "; ".join(health.faults()) or "healthy",
+        )
+    return table
+
+
+def alignment_table(links: Sequence[Link]) -> Table:
+    """One row per pair of overlapping scenes: how they lie to each other, and how well that holds."""
+    table = _table(
+        "Alignment",
+        "scene", "to", "shared views", "pixels", "scale", "rotation °", "shift m", "residual", "residual m", "inliers",
+    )  # fmt: skip
+    for link in links:
+        known = link.sim3 is not None
+        table.add_row(
+            link.scene,
+            link.predecessor.rsplit("/", 1)[-1],
+            f"{link.shared_views:,}",
+            f"{link.correspondences:,}",
+            f"{link.sim3.scale:.4f}" if link.sim3 else "–",
+            f"{link.sim3.degrees():.2f}" if link.sim3 else "–",
+            f"{np.linalg.norm(link.sim3.translation):.2f}" if link.sim3 else "–",
+            f"{link.residual:.2%}" if known else "–",
+            f"{link.residual_metres:.3f}" if known else "–",
+            f"{link.inlier_share:.0%}",
+        )
+    return table
+
+
 def _samples_row(scene: Scene) -> list[str]:
     try:
         samples = SceneSamples(scene.path)
@@ -109,13 +163,15 @@ def _samples_row(scene: Scene) -> list[str]:
 
 
 def report(scenes: Sequence[Scene], views_of: int = 1) -> Group:
-    """All tables: scenes, samples and classes where there are any, and the views of the first `views_of` scenes."""
+    """All tables: scenes, health, samples and classes where there are any, views of the first `views_of` that have some."""
     parts = [scenes_table(scenes)]
+    if any(map(len, scenes)):
+        parts.append(health_table(scenes))
     if any(has_samples(scene.path) for scene in scenes):
         parts.append(samples_table(scenes))
     if len(scenes[0].classes):
         parts.append(classes_table(scenes))
-    parts += [views_table(scene) for scene in scenes[:views_of]]
+    parts += [views_table(scene) for scene in [scene for scene in scenes if len(scene)][:views_of]]
     return Group(*parts)
 
 
@@ -133,6 +189,10 @@ def _quantiles(confidence: np.ndarray) -> str:
     return " / ".join(f"{value:.3g}" for value in np.quantile(confidence, [0.05, 0.5, 0.95], method="nearest"))
 
 
+def _number(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else form.format(value)
+
+
 def _median(values: np.ndarray, form: str) -> str:
     finite = values[np.isfinite(values)]
     return form.format(np.median(finite)) if finite.size else "–"
@@ -141,6 +201,6 @@ def _median(values: np.ndarray, form: str) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, name in enumerate(columns):
-        left = index == 0 or name in ("geometry", "class", "camera")
+        left = index == 0 or name in ("geometry", "class", "camera", "to", "state")
         table.add_column(name, justify="left" if left else "right", no_wrap=name in ("scene", "class"))
     return table

@@ -11,7 +11,7 @@ from rw3d_common.errors import DiskFull, UserError, disk_errors
 from rw3d_common.log import log, progress
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.schema import STORE_SUFFIX
-from rw3d_prep.pipeline import Outcome
+from rw3d_prep.outcome import Outcome
 from rw3d_prep.samples import is_sampled, make_samples, wanted_views
 from rw3d_prep.sampling import SampleConfig
 from rw3d_prep.workers import run_in_processes
@@ -60,6 +60,12 @@ def find_scenes(path: Path) -> list[Scene]:
 
 def _to_sample(scenes: Sequence[Scene], config: SampleConfig, overwrite: bool, outcome: Outcome) -> list[Scene]:
     """Scenes with something left to do; those that are finished are noted in `outcome`."""
+    clouds = sum(len(scene) == 0 for scene in scenes)
+    if clouds:
+        log.info(f"{clouds} of {len(scenes)} scenes are point clouds without views and get no samples")
+        scenes = [scene for scene in scenes if len(scene)]
+    if not scenes:
+        return []
     usable = [scene for scene in scenes if len(wanted_views(scene, config)) and scene.n_points]
     if not usable:
         raise UserError(
@@ -69,7 +75,7 @@ def _to_sample(scenes: Sequence[Scene], config: SampleConfig, overwrite: bool, o
         log.warning(f"{len(scenes) - len(usable)} of {len(scenes)} scenes have no labelled view and get no samples")
     todo = []
     for scene in usable:
-        if is_sampled(scene.path, config, overwrite):
+        if is_sampled(scene, config, overwrite):
             outcome.skipped.append(scene.name)
         else:
             todo.append(scene)

@@ -1,32 +1,21 @@
-"""SamplesWriter: streams training items into a temporary folder and publishes it as `samples/` of a scene store.
-
-The temporary folder lies beside the store under the name and lock of a temporary store, so that whoever sweeps those
-sweeps it too. The rename comes after the completion record and fsync: what is called `samples` is complete.
-"""
+"""SamplesWriter: streams training items into a temporary folder and publishes it as `samples/` of a scene store."""
 
 from __future__ import annotations
 
-import errno
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from rw3d_common.config import config_hash
 from rw3d_common.errors import disk_errors
 from rw3d_common.scene_sample import GROUP
-from rw3d_common.schema import SAMPLE_TABLES, SCHEMA_VERSION, ArraySpec, create_array
+from rw3d_common.schema import SAMPLE_TABLES, ArraySpec, create_array
+from rw3d_prep.group_writer import SEAL as SEAL
+from rw3d_prep.group_writer import GroupWriter, remove_from_store
 from rw3d_prep.shards import ShardedColumn
-from rw3d_prep.write import Lock, file_table, settle, sync_folder, sync_tree
-
-SEAL = "attributes_sha256"  # of all other attributes: damage to the record itself must show
 
 
 class EncodedColumn(ShardedColumn):
@@ -46,25 +35,12 @@ class EncodedColumn(ShardedColumn):
         self._flush()
 
 
-class SamplesWriter:
+class SamplesWriter(GroupWriter[EncodedColumn]):
     """Writes the samples of one scene; use as a context manager, then call `publish`."""
 
     def __init__(self, store: Path, arrays: Sequence[ArraySpec]) -> None:
         """Open a temporary folder beside `store`; `arrays` have one chunk per sample."""
-        self.store = store
-        self.temporary = store.with_name(f"{store.name}.tmp-{uuid.uuid4().hex[:12]}")
-        self.columns: dict[str, EncodedColumn] = {}
-        with disk_errors(self.temporary):
-            self._lock = Lock(self.temporary)
-            try:
-                self.group = zarr.create_group(self.temporary)
-                for spec in arrays:
-                    array = create_array(self.group, spec, 0)
-                    self.columns[spec.name] = EncodedColumn(spec, array, self.temporary / spec.name)
-            except BaseException as error:
-                settle(type(error))
-                self.discard()
-                raise
+        super().__init__(store, GROUP, arrays, EncodedColumn)
 
     def append(self, chunks: Mapping[str, bytes]) -> None:
         """Add one sample: the encoded chunk of every array by name.
@@ -93,62 +69,14 @@ class SamplesWriter:
             DiskFull: no space left.
         """
         with disk_errors(self.temporary):
-            for column in self.columns.values():
-                column.finish()
+            self._finish()
             for spec in SAMPLE_TABLES:
                 values = np.asarray(table[spec.name], spec.dtype)
                 create_array(self.group, spec, len(values))[:] = values
-            attributes = {
-                "schema_version": SCHEMA_VERSION,
-                "config": dict(config),
-                "config_hash": config_hash(config),
-                "complete": self._record(counts),
-            }
-            self.group.update_attributes({**attributes, SEAL: config_hash(attributes)})
-            sync_tree(self.temporary)
+            self._seal(config, counts, {})
         return self._move()
-
-    def _record(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        known = {path: facts for column in self.columns.values() for path, facts in column.files.items()}
-        return {
-            **counts,
-            "files": {f"{GROUP}/{name}": facts for name, facts in file_table(self.temporary, known).items()},
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-    def _move(self) -> bool:
-        try:
-            self.temporary.rename(self.store / GROUP)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                with disk_errors(self.store):
-                    raise
-            return False
-        sync_folder(self.store)
-        self._lock.release()
-        return True
-
-    def discard(self) -> None:
-        """Remove the temporary folder; nothing was published."""
-        for column in self.columns.values():
-            column.abandon()
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self._lock.release()
-
-    def __enter__(self) -> SamplesWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._lock.held:
-            settle(kind)
-            self.discard()
 
 
 def remove_samples(store: Path) -> None:
-    """Remove the samples of a store in one step: they are renamed to an orphan first, which every run sweeps."""
-    doomed = store.with_name(f"{store.name}.tmp-{uuid.uuid4().hex[:12]}")
-    with disk_errors(store):
-        (store / GROUP).rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove the samples of a store in one step."""
+    remove_from_store(store, GROUP)

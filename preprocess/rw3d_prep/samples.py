@@ -24,6 +24,7 @@ from rw3d_common.config import config_hash, difference
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene, open_scene
+from rw3d_common.scene_accumulated import POINT_ARRAY
 from rw3d_common.scene_sample import GROUP, SceneSamples, has_samples
 from rw3d_common.schema import SCHEMA_VERSION, ArraySpec, sample_arrays
 from rw3d_prep.attach import attach_labels
@@ -39,38 +40,48 @@ Result = TypeVar("Result")
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def identity(config: SampleConfig) -> dict[str, Any]:
-    """All that decides the bytes of the samples, beside the scene itself."""
-    return {**config.model_dump(mode="json"), "schema_version": SCHEMA_VERSION}
+def identity(scene: Scene, config: SampleConfig) -> dict[str, Any]:
+    """All that decides the bytes of the samples, beside the scene itself; of accumulated labels, what made those.
+
+    Raises:
+        UserError: the scene has no accumulated labels where the configuration asks for them.
+    """
+    values = {**config.model_dump(mode="json"), "schema_version": SCHEMA_VERSION}
+    if config.labels == "own":
+        del values["labels"]  # samples from before this option stay the same
+        return values
+    return {**values, "accumulated": scene.accumulated.attrs["config_hash"]}
 
 
 def wanted_views(scene: Scene, config: SampleConfig) -> npt.NDArray[np.int64]:
-    """Indices of the views that get samples, rising: those with a sparse label image, or all."""
+    """Indices of the views that get samples, rising: those with a label of the kind asked for, or all."""
     labelled = scene.view_table["has_label"]
+    if config.labels == "accumulated" and labelled.any():  # without one, no label was there to carry
+        labelled = scene.accumulated.has_label
     return np.flatnonzero(labelled) if config.views == "labelled" else np.arange(len(labelled))
 
 
-def is_sampled(store: Path, config: SampleConfig, overwrite: bool = False) -> bool:
-    """True where `store` holds samples of this very configuration.
+def is_sampled(scene: Scene, config: SampleConfig, overwrite: bool = False) -> bool:
+    """True where the scene holds samples of this very configuration.
 
     Raises:
         UserError: it holds samples of another configuration, or damaged ones, that may not be overwritten.
     """
-    if not has_samples(store):
+    if not has_samples(scene.path):
         return False
     try:
-        there = SceneSamples(store).attrs
+        there = SceneSamples(scene.path).attrs
     except UserError:
         if overwrite:
             return False
         raise
-    if there["config_hash"] == config_hash(identity(config)):
+    if there["config_hash"] == config_hash(identity(scene, config)):
         return True
     if overwrite:
         return False
-    changed = difference(there["config"], identity(config))
+    changed = difference(there["config"], identity(scene, config))
     raise UserError(
-        f"{store / GROUP}: made with another configuration ({changed}); "
+        f"{scene.path / GROUP}: made with another configuration ({changed}); "
         "repeat with the old values, replace these samples with --overwrite, or delete them"
     )
 
@@ -86,11 +97,15 @@ def make_samples(store: Path, config: SampleConfig, workers: int = 1, overwrite:
         DiskFull: no space left.
     """
     scene = open_scene(store)
-    if is_sampled(store, config, overwrite):
+    if is_sampled(scene, config, overwrite):
         return scene.samples.record
     views = wanted_views(scene, config)
+    if not len(scene):
+        raise UserError(f"{store}: this scene is a point cloud without views, and samples are drawn for views")
     if not len(views):
         raise UserError(f"{store}: no view has a sparse label; --views all samples every view")
+    if config.labels == "accumulated":
+        scene.accumulated.require_usable()
     if not scene.n_points:
         raise UserError(f"{store}: this scene has no points; delete it and reconstruct it with another backend")
     cloud = _Cloud(scene, config)
@@ -104,8 +119,8 @@ def make_samples(store: Path, config: SampleConfig, workers: int = 1, overwrite:
             step()
         if overwrite and has_samples(store):
             remove_samples(store)
-        if not writer.publish(rows.table(), identity(config), rows.counts()):
-            is_sampled(store, config)  # another process was first: its samples are the same, or this raises
+        if not writer.publish(rows.table(), identity(scene, config), rows.counts()):
+            is_sampled(scene, config)  # another process was first: its samples are the same, or this raises
     return SceneSamples(store).record
 
 
@@ -123,6 +138,8 @@ class _Cloud:
         ]
         names = ["position", "color", "confidence", "pixel", "label", *(["truth"] if scene.has_truth else [])]
         self.columns = {name: read_column(scene, name) for name in names}
+        if config.labels == "accumulated":
+            self.columns["label"] = read_column(scene, POINT_ARRAY)
         self.index = SceneIndex.build(self.columns["position"], self.offset)
         self.config = config
 
@@ -223,11 +240,14 @@ class _Maker:
 
     def _attach(self, view: int, drawn: Drawn, arrays: Arrays) -> int:
         """Label unlabelled own points from labelled pixels beside them; returns how many."""
-        image = self.cloud.scene.read_label(view)
+        scene = self.cloud.scene
+        size = tuple(scene.view_table["image_size"][view])
+        own = self.config.labels == "own"
+        image = scene.read_label(view) if own else scene.accumulated.label_image(view, size)
         if image is None:
             return 0
         pixel, label = arrays["pixel"][0, : drawn.n_own], arrays["label"][0]
-        in_3d = self.cloud.scene.classes.in_3d
+        in_3d = scene.classes.in_3d
         place, given = attach_labels(image, in_3d, pixel, drawn.index[: drawn.n_own])
         free = label[place] == IGNORE
         label[place[free]] = given[free]

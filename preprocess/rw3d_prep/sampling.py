@@ -58,6 +58,8 @@ class SampleConfig(Section):
     """With split, sequence, frame, camera and draw it decides every random number."""
     keep_labelled: bool = False
     """Include all labelled points of the view: of point annotations chance would keep only a part."""
+    labels: Literal["own", "accumulated"] = "own"
+    """Whose labels the points carry: those of their own image alone, or also what `accumulate` carried to them."""
     views: Literal["labelled", "all"] = "labelled"
     """Views that get samples: those with a sparse label image, or all."""
 

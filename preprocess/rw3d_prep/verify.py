@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from rw3d_common.cameras import is_rigid
+from rw3d_common.cameras import NO_PIXEL, is_rigid
 from rw3d_common.collection import store_paths
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene, open_scene
+from rw3d_common.scene_accumulated import GROUP as ACCUMULATED
+from rw3d_common.scene_accumulated import POINT_ARRAY, has_accumulated
 from rw3d_common.scene_sample import GROUP, has_samples
 from rw3d_common.schema import FILE_KINDS, FILE_OFFSETS, VIEWS, ArraySpec, point_arrays
-from rw3d_prep import verify_samples
+from rw3d_prep import verify_accumulated, verify_samples
 from rw3d_prep.publish import MANIFEST
 from rw3d_prep.write import file_table, sha256_of
 
@@ -45,7 +47,9 @@ def verify_store(path: Path) -> list[str]:
         return [str(error)]
     unreadable = verify_samples.record_faults(scene)
     sampled = has_samples(path) and not unreadable
-    faults = [*_file_faults(scene, sampled), *_schema_faults(scene), *unreadable]
+    lost = verify_accumulated.record_faults(scene)
+    accumulated = has_accumulated(path) and not lost
+    faults = [*_file_faults(scene, sampled, accumulated), *_schema_faults(scene), *unreadable, *lost]
     if sampled:
         faults += verify_samples.declaration_faults(scene)
     if faults:
@@ -55,6 +59,7 @@ def verify_store(path: Path) -> list[str]:
             *_count_faults(scene),
             *_view_faults(scene),
             *_embedded_faults(scene),
+            *(verify_accumulated.value_faults(scene) if accumulated else []),
             *(verify_samples.value_faults(scene) if sampled else []),
         ]
     except UserError as error:
@@ -80,14 +85,21 @@ def _manifest_faults(path: Path, stores: list[Path]) -> list[str]:
     return faults
 
 
-def _file_faults(scene: Scene, sampled: bool) -> list[str]:
-    """Files that are missing, altered or foreign; those of samples count where their record can be read."""
+def _file_faults(scene: Scene, sampled: bool, accumulated: bool) -> list[str]:
+    """Files that are missing, altered or foreign; those of groups added later count where their record can be read."""
     promised, there = dict(scene.attrs["complete"]["files"]), file_table(scene.path)
-    if sampled:
-        promised.update(verify_samples.sample_files(scene))
-        del there[f"{GROUP}/zarr.json"]  # holds that record
-    else:
-        there = {name: facts for name, facts in there.items() if not name.startswith(f"{GROUP}/")}
+    added = {
+        GROUP: verify_samples.sample_files(scene) if sampled else None,
+        ACCUMULATED: verify_accumulated.accumulated_files(scene) if accumulated else None,
+    }
+    for group, files in added.items():
+        if files is not None:
+            promised.update(files)
+            del there[f"{group}/zarr.json"]  # holds that record
+        else:
+            there = {name: facts for name, facts in there.items() if not name.startswith(f"{group}/")}
+    if not accumulated:
+        there = {name: facts for name, facts in there.items() if not name.startswith(f"points/{POINT_ARRAY}/")}
     faults = [f"{name} is missing" for name in sorted(promised.keys() - there.keys())]
     faults += [f"{name} does not belong to the store" for name in sorted(there.keys() - promised.keys())]
     for name in sorted(promised.keys() & there.keys()):
@@ -103,7 +115,8 @@ def _schema_faults(scene: Scene) -> list[str]:
     for group, specs, rows in (("points", point_arrays(scene.has_truth), points), ("views", VIEWS, views)):
         for spec in specs:
             extra = int(spec.name == "point_offset")
-            faults += _declaration_faults(scene, group, spec, rows + extra)
+            if not spec.lacking(group, scene.attrs["complete"]["files"]):
+                faults += _declaration_faults(scene, group, spec, rows + extra)
     if scene.files is not None:
         for spec in FILE_OFFSETS:
             faults += _declaration_faults(scene, "files", spec, views + 1)
@@ -154,6 +167,9 @@ def _embedded_faults(scene: Scene) -> Iterator[str]:
 def _view_faults(scene: Scene) -> Iterator[str]:
     table = scene.view_table
     offsets = table["point_offset"]
+    if not len(scene) and offsets[0] == scene.n_points:
+        yield from _cloud_faults(scene)
+        return
     if offsets[0] != 0 or offsets[-1] != scene.n_points or (np.diff(offsets) < 0).any():
         yield "views/point_offset does not lead from 0 to the number of points in rising order"
         return
@@ -161,6 +177,18 @@ def _view_faults(scene: Scene) -> Iterator[str]:
         yield from (
             f"view {index} (frame {table['frame_id'][index]}): {fault}" for fault in _one_view_faults(scene, index)
         )
+
+
+def _cloud_faults(scene: Scene) -> Iterator[str]:
+    """Faults of points that belong to no view."""
+    if not np.isfinite(scene.read("position")).all():
+        yield "points that are not finite"
+    if (scene.read("confidence") != 1).any():
+        yield "confidences other than 1 although the points were measured"
+    if (scene.read("pixel") != NO_PIXEL).any():
+        yield "source pixels although the points belong to no view"
+    if (scene.read("label") != IGNORE).any():
+        yield "sparse labels although the points belong to no view"
 
 
 def _one_view_faults(scene: Scene, index: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ from rw3d_common.config import config_hash
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene
+from rw3d_common.scene_accumulated import POINT_ARRAY
 from rw3d_common.scene_sample import GROUP, SceneSamples, has_samples
 from rw3d_common.schema import SAMPLE_TABLES, SAMPLES_PER_SHARD, ArraySpec, sample_arrays
 from rw3d_prep.sample_writer import SEAL
@@ -27,9 +28,14 @@ def record_faults(scene: Scene) -> list[str]:
         attrs = dict(scene.samples.attrs)
     except UserError as error:
         return [str(error)]
+    return seal_faults(GROUP, attrs)
+
+
+def seal_faults(group: str, attrs: dict[str, Any]) -> list[str]:
+    """A fault where the attributes of a group that was added to a store are not those that were written."""
     seal = attrs.pop(SEAL, None)
     if seal != config_hash(attrs):
-        return [f"{GROUP}/zarr.json was altered (its attributes differ from when they were written)"]
+        return [f"{group}/zarr.json was altered (its attributes differ from when they were written)"]
     return []
 
 
@@ -82,7 +88,8 @@ def _specs(scene: Scene) -> list[ArraySpec]:
 def _table_faults(scene: Scene) -> Iterator[str]:
     samples = scene.samples
     table, config, record = samples.table, samples.attrs["config"], samples.record
-    labelled = scene.view_table["has_label"]
+    accumulated = config.get("labels", "own") == "accumulated"
+    labelled = scene.accumulated.has_label if accumulated else scene.view_table["has_label"]
     views = np.flatnonzero(labelled) if config["views"] == "labelled" else np.arange(len(scene))
     expected = np.repeat(views, config["draws"]), np.tile(np.arange(config["draws"]), len(views))
     if not (np.array_equal(table["view"], expected[0]) and np.array_equal(table["draw"], expected[1])):
@@ -125,7 +132,9 @@ def _index_faults(scene: Scene) -> Iterator[str]:
 
 def _compared(scene: Scene, name: str) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]:
     """Per sample: its number, what it holds, what `points/` holds at its index, and its padding."""
-    samples, points = scene.samples, scene.read(name)
+    samples = scene.samples
+    accumulated = name == "label" and samples.attrs["config"].get("labels", "own") == "accumulated"
+    points = scene.read(POINT_ARRAY if accumulated else name)
     counts = samples.table["n_own" if name == "pixel" else "n_points"]
     for (rows, block), (_, indices) in zip(_blocks(samples, name), _blocks(samples, "index"), strict=True):
         for number, values, index in zip(range(rows.start, rows.stop), block, indices, strict=True):

@@ -36,6 +36,11 @@ TEMPORARY = f"{STORE_SUFFIX}.tmp-"
 SETTLE_SECONDS = 0.5
 
 
+def store_path(out: Path, name: str) -> Path:
+    """Where the scene of this name (split/sequence/title) is stored."""
+    return out / f"{name}{STORE_SUFFIX}"
+
+
 class SceneWriter:
     """Writes one scene store; use as a context manager, then call `publish`.
 
@@ -71,6 +76,17 @@ class SceneWriter:
             for spec in point_arrays(with_truth)
         }
 
+    def append_without_view(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add points that belong to no view, as the arrays of `points/` by name; they come before those of all views.
+
+        Raises:
+            DiskFull: no space left.
+        """
+        assert len(self.offsets) == 1, "points of no view come first"
+        with disk_errors(self.temporary):
+            self._add(columns)
+        self.offsets[0] += len(columns["position"])
+
     def append(self, view: FusedView, files: Mapping[str, ImageSource | None] = MappingProxyType({})) -> None:
         """Add the points of the next view and, in a store with `files/`, those of its images that it shall hold.
 
@@ -78,13 +94,16 @@ class SceneWriter:
             DiskFull: no space left.
         """
         with disk_errors(self.temporary):
-            for name, column in self._columns.items():
-                column.append(getattr(view, name))
+            self._add(vars(view))
             if self._files is not None:
                 self._files.append(files)
-        for name, counts in self.class_counts.items():
-            counts += np.bincount(getattr(view, name), minlength=256)
         self.offsets.append(self.offsets[-1] + len(view.position))
+
+    def _add(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        for name, column in self._columns.items():
+            column.append(columns[name])
+        for name, counts in self.class_counts.items():
+            counts += np.bincount(columns[name], minlength=256)
 
     def publish(self, views: dict[str, Any], view_attributes: dict[str, Any], attributes: dict[str, Any]) -> None:
         """Write the view table and the completion record, and move the store under its final name.

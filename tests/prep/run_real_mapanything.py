@@ -101,6 +101,7 @@ def run(weights: Path, images: list[Path]) -> None:
         assert is_rigid(view.camera_to_world) and view.camera_to_world.dtype == np.float64
         assert view.intrinsics.shape == (3, 3) and np.isfinite(view.intrinsics).all()
         assert view.pixel_map == pixel_map_for(size, target)
+    assert_masks_of_the_package(config, frames, views)
     edges_kept = config.model_copy(update={"mask_edges": False})
     for view, more in zip(views, MapAnythingBackend(edges_kept).reconstruct(frames, np.zeros(3)), strict=True):
         assert not (view.valid & ~more.valid).any() and view.valid.sum() < more.valid.sum() < more.valid.size
@@ -111,21 +112,39 @@ def run(weights: Path, images: list[Path]) -> None:
     say(f"valid: {shares}; covered: {views[0].pixel_map.covered_fraction():.1%}")
 
 
+def assert_masks_of_the_package(config: Any, frames: list[Any], views: list[Any]) -> None:
+    """Validity and valid points are bit for bit those of `infer` with its own masking, and neither mask is trivial."""
+    import numpy as np
+
+    from rw3d_prep.reconstruct.mapanything import MapAnythingBackend
+    from rw3d_prep.reconstruct.mapanything_model import load_model
+
+    given = MapAnythingBackend(config).load(frames).views
+    outputs = load_model(config).infer(given, minibatch_size=1, use_amp=False, apply_mask=True, mask_edges=True)
+    for view, output in zip(views, outputs, strict=True):
+        mask, points = output["mask"][0, ..., 0].numpy(), output["pts3d"][0].numpy()
+        assert np.array_equal(view.valid, mask & np.isfinite(points).all(-1))
+        assert 0 < view.valid.sum() < output["non_ambiguous_mask"].sum() < view.valid.size
+        assert np.array_equal(view.points[view.valid], points[view.valid])
+    say("edges: bit for bit those of infer(mask_edges=True)")
+
+
 def inputs(images: list[Path]) -> None:
     """Assert that our pictures equal those of `load_images`, in both resize modes."""
     import numpy as np
     from mapanything.utils.image import load_images
 
-    from rw3d_common.images import image_size, read_image
+    from rw3d_common.images import image_size
+    from rw3d_prep.frames import Frame
     from rw3d_prep.reconstruct.mapanything import _view
-    from rw3d_prep.reconstruct.pixel_maps import resample, target_size
+    from rw3d_prep.reconstruct.pixel_maps import target_size
 
     for resize, size in (("fixed_mapping", None), ("longest_side", 518)):
         theirs = load_images([str(path) for path in images], resize_mode=resize, size=size)
         assert len(theirs) == len(images), "load_images dropped a file"
         target = target_size([image_size(path) for path in images], resize, 518)  # type: ignore[arg-type]
         for path, view in zip(images, theirs, strict=True):
-            ours = _view(path.name, resample(read_image(path), target))
+            ours = _view(Frame("real", "run", 0, "", path), image_size(path), target, pin=False)
             assert np.array_equal(ours["img"].numpy(), view["img"].numpy()), path
         say(f"{resize}: {len(images)} pictures equal on {target[1]}×{target[0]}")
 

@@ -21,7 +21,7 @@ from rw3d_common.cameras import PixelMap
 from rw3d_common.errors import UserError
 from rw3d_common.images import read_image, read_label
 from rw3d_common.log import log
-from rw3d_prep import pipeline
+from rw3d_prep import batch_scene
 from rw3d_prep.cli import main
 from rw3d_prep.reconstruct.base import ViewGeometry
 from rw3d_prep.reconstruct.pixel_maps import pixel_map_for, resample, target_size
@@ -384,7 +384,7 @@ def test_a_fault_of_ours_keeps_its_traceback_in_the_failures(cli, kitti, monkeyp
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(pipeline, "fuse_view", broken)
+    monkeypatch.setattr(batch_scene, "fuse_view", broken)
     result = cli(*kitti.arguments())
     assert result.code == 3
     assert "ZeroDivisionError: division by zero" in result.err
@@ -543,7 +543,7 @@ def test_scene_of_a_video_finds_its_frames_again(cli, tmp_path, monkeypatch):
     writer.release()
     (tmp_path / "clip_frames.partial").mkdir()  # what a killed run leaves
     (tmp_path / "clip_frames.lock").touch()
-    monkeypatch.setattr(pipeline, "backend_of", lambda _: FlatBackend())
+    monkeypatch.setattr(batch_scene, "backend_of", lambda _: FlatBackend())
     assert cli("reconstruct", "--dataset", "folder", "--root", video, "--out", tmp_path / "out").code == 0
     [scene] = open_collection(tmp_path / "out")
     assert len(scene) == 3

@@ -13,7 +13,7 @@ from rw3d_common import open_collection, open_scene
 from rw3d_prep import cli
 from rw3d_prep.config import load_config
 from rw3d_prep.pipeline import find_batches, reconstruct
-from rw3d_prep.plan import make_plan
+from rw3d_prep.plan import GPU_BYTES, GPU_BYTES_PER_VIEW, make_plan
 from rw3d_prep.plan_table import plan_table
 
 
@@ -126,13 +126,30 @@ def test_plan_predicts_disk_and_points_within_fifteen_percent(tmp_path):
     assert abs(plan.disk / disk - 1) < 0.15, f"{plan.disk:,.0f} planned, {disk:,} used"
 
 
-def test_plan_of_mapanything_needs_no_gpu(folder):
+def test_plan_of_mapanything_needs_no_gpu(folder, monkeypatch):
     config = load_config("kitti360", None, None, None, [])
     batches, _ = find_batches(config, folder / "data" / "kitti360")
     plan = make_plan(batches, config, folder / "data" / "kitti360", workers=1)
     assert not plan.measured
     assert plan.gpu_memory > 6e9
-    assert plan_table(plan, config, folder / "out").row_count == 7
+    monkeypatch.setattr("rw3d_prep.reconstruct.gpu_memory.free", lambda: 8e9)
+    table = plan_table(plan, config, folder / "out")
+    assert [cell.strip() for cell in table.columns[0].cells][6:10] == [
+        "in 8.0 GB",
+        "in 24.0 GB",
+        "in 40.0 GB",
+        "in 80.0 GB",
+    ]
+    for memory, cell in zip((8e9, 24e9, 40e9, 80e9), list(table.columns[1].cells)[6:10], strict=True):
+        images = int(str(cell).split()[0])
+        assert images == plan.largest_batch_in(memory) > 0
+        assert GPU_BYTES + plan.gpu_per_view * images <= memory < GPU_BYTES + plan.gpu_per_view * (images + 1)
+    assert plan.largest_batch_in(6e9) == 0, "the weights alone take most of it"
+
+
+@pytest.mark.parametrize(("views", "gigabytes"), [(50, 12.1), (100, 17.7), (200, 29.3), (500, 63.9)])
+def test_plan_follows_the_published_memory_profile(views, gigabytes):
+    assert GPU_BYTES + views * GPU_BYTES_PER_VIEW == pytest.approx(gigabytes * 1e9, rel=0.01)
 
 
 def test_world_offset_leads_back_to_the_dataset_world(folder):

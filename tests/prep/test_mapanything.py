@@ -25,7 +25,7 @@ Output = dict[str, "FakeTensor"]
 
 
 class FakeTensor:
-    """The two methods of a tensor that the backend uses."""
+    """What the backend uses of a tensor."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -35,6 +35,9 @@ class FakeTensor:
 
     def numpy(self) -> np.ndarray:
         return self.array
+
+    def __getitem__(self, index: Any) -> FakeTensor:
+        return FakeTensor(self.array[index])
 
 
 class FakeModel:
@@ -46,8 +49,8 @@ class FakeModel:
         self.options: dict[str, Any] = {}
 
     def infer(self, views: list[dict[str, Any]], **options: Any) -> list[Output]:
-        self.views, self.options = views, options
-        return self.answer(views)
+        self.views, self.options = [{**view, "img": view["img"].array} for view in views], options
+        return self.answer(self.views)
 
 
 def plausible(view: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -57,7 +60,8 @@ def plausible(view: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
         "pts3d": points,
         "conf": np.full((1, height, width), 2, np.float32),
-        "mask": np.ones((1, height, width, 1), bool),
+        "depth_z": np.ones((1, height, width, 1), np.float32),
+        "non_ambiguous_mask": np.ones((1, height, width), bool),
         "intrinsics": np.array([[[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]]], np.float32),
         "camera_poses": np.eye(4, dtype=np.float32)[None],
         "img_no_norm": (view["img"].transpose(0, 2, 3, 1) * STD + MEAN).astype(np.float32),
@@ -77,7 +81,8 @@ def answer_with(change: Callable[[list[dict[str, np.ndarray]]], None] = lambda r
 
 def use(monkeypatch: pytest.MonkeyPatch, model: FakeModel) -> FakeModel:
     monkeypatch.setattr(mapanything, "load_model", lambda config: model)
-    monkeypatch.setattr(mapanything, "_tensor", lambda array: array)
+    monkeypatch.setattr(mapanything, "_tensor", lambda array, pin: FakeTensor(array))
+    monkeypatch.setattr(mapanything, "depth_edges", lambda points, depth, mask: np.zeros_like(mask))
     return model
 
 
@@ -125,11 +130,21 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, Fake
 
     def answer(views: list[dict[str, Any]]) -> list[Output]:
         names = [[name for name in arrays if name.startswith(f"v{view}__out__")] for view in range(3)]
-        return [{name[9:]: FakeTensor(arrays[name]) for name in view} for view in names]
+        outputs = [{name[9:]: FakeTensor(arrays[name]) for name in view} for view in names]
+        for view, output in enumerate(outputs):  # recorded with masks applied; the backend asks for raw points
+            output["pts3d"] = FakeTensor(arrays[f"v{view}__raw__pts3d"])
+            del output["mask"]
+        return outputs
+
+    def edges(points: np.ndarray, depth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        [view] = [view for view in range(3) if np.array_equal(points, arrays[f"v{view}__raw__pts3d"][0], True)]
+        return mask & ~arrays[f"v{view}__out__mask"][0, ..., 0]
 
     # recorded on a small grid, which the configuration does not offer
     monkeypatch.setattr(mapanything, "target_size", lambda *arguments: tuple(arrays["meta_target_hw"]))
-    return arrays, use(monkeypatch, FakeModel(answer)), frames
+    model = use(monkeypatch, FakeModel(answer))
+    monkeypatch.setattr(mapanything, "depth_edges", edges)
+    return arrays, model, frames
 
 
 def test_inputs_are_those_of_load_images(recorded: tuple[Any, FakeModel, list[Frame]]) -> None:
@@ -150,11 +165,10 @@ def test_recorded_results(recorded: tuple[Any, FakeModel, list[Frame]]) -> None:
         out = {name[9:]: array[0] for name, array in arrays.items() if name.startswith(f"v{number}__out__")}
         assert np.array_equal(view.valid, out["mask"][..., 0] & np.isfinite(out["pts3d"]).all(-1))
         assert 0 < view.valid.sum() < view.valid.size
-        assert np.array_equal(view.points, out["pts3d"], equal_nan=True) and view.points.dtype == np.float32
-        assert np.array_equal(view.points[view.valid], arrays[f"v{number}__raw__pts3d"][0][view.valid])
+        assert np.array_equal(view.points[view.valid], out["pts3d"][view.valid]) and view.points.dtype == np.float32
         assert np.array_equal(view.confidence, out["conf"]) and view.confidence.dtype == np.float32
         assert np.array_equal(view.camera_to_world, out["camera_poses"]) and view.camera_to_world.dtype == np.float64
-        assert not np.shares_memory(view.points, out["pts3d"])
+        assert not np.shares_memory(view.points, arrays[f"v{number}__raw__pts3d"])
 
 
 def test_recorded_pixel_map_and_intrinsics(recorded: tuple[Any, FakeModel, list[Frame]]) -> None:
@@ -197,8 +211,7 @@ def test_options_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         "minibatch_size": 1,
         "use_amp": False,
         "amp_dtype": "bf16",
-        "apply_mask": True,
-        "mask_edges": False,
+        "apply_mask": False,
     }
     assert set(model.views[0]) == {"img", "data_norm_type", "instance"}
     assert model.views[0]["instance"] == "train/street/0000000000"
@@ -234,7 +247,7 @@ def test_out_of_memory_passes_through(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_validity_is_mask_and_finite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def change(results: list[dict[str, np.ndarray]]) -> None:
-        points, mask, confidence = results[0]["pts3d"][0], results[0]["mask"][0], results[0]["conf"][0]
+        points, mask, confidence = results[0]["pts3d"][0], results[0]["non_ambiguous_mask"][0], results[0]["conf"][0]
         points[0, 0, 1] = np.nan
         points[0, 1] = np.inf
         points[0, 2] = 0  # the world's origin is a place like any other
@@ -313,7 +326,8 @@ def test_an_unreadable_image_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_views_become_tensors(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    view = mapanything._view("name", np.zeros((14, 28, 3), np.uint8))
+    [photo] = photos(tmp_path, (14, 28))
+    view = mapanything._view(photo, (14, 28), (14, 28), pin=False)
     assert view["img"].shape == (1, 3, 14, 28) and view["img"].dtype == torch.float32
     with torch.inference_mode():
         result = torch.ones(1, 2, 3)

@@ -621,7 +621,8 @@ def test_bare_command_takes_every_scene_and_says_so_first(stores, monkeypatch, c
     names = [scene.name for scene in open_collection(stores)]
     shown = capsys.readouterr().out
     assert all(word in shown for word in (*names, "correspondences", "share of own", "labelled"))
-    assert open_scene(store_paths(stores)[0]).samples.attrs["config"] == samples.identity(SampleConfig())
+    scene = open_scene(store_paths(stores)[0])
+    assert scene.samples.attrs["config"] == samples.identity(scene, SampleConfig())
     assert run(monkeypatch, "verify", "stores") == 0
     capsys.readouterr()
     assert run(monkeypatch, "inspect", "stores") == 0
@@ -632,7 +633,8 @@ def test_options_reach_the_configuration(stores, store, monkeypatch):
     options = ["--points", 300, "--own-share", 0.5, "--radius", 3.5, "--draws", 2, "--seed", 9, "--views", "all"]
     assert run(monkeypatch, "sample-views", stores, *options, "--keep-labelled", "--workers", 1) == 0
     wanted = SampleConfig(points=300, own_share=0.5, radius=3.5, draws=2, seed=9, views="all", keep_labelled=True)
-    assert open_scene(store).samples.attrs["config"] == samples.identity(wanted)
+    scene = open_scene(store)
+    assert scene.samples.attrs["config"] == samples.identity(scene, wanted)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rw3d_common.cameras import F64, is_rigid, nearest_rigid
 from rw3d_common.errors import UserError
 from rw3d_common.manifest import DatasetEntry
 from rw3d_prep.datasets import DatasetConfig, FrameList
+from rw3d_prep.datasets.kitti360_windows import Window, find_windows, window_of
 from rw3d_prep.frames import Frame, LidarScan, StereoPartner
 
 CAMERAS = ("image_00", "image_01")
@@ -92,6 +93,7 @@ def _add_sequence(
     if not raw.is_dir():
         found.notes.append(f"{raw}: not there; its {len(ids)} frames of split '{split}' are left out")
         return
+    windows = find_windows(root, sequence)
     missing = unposed = 0
     for frame_id in ids:
         name = f"{frame_id:010d}.png"
@@ -101,6 +103,7 @@ def _add_sequence(
                 missing += 1
                 continue
             pose = poses.get(frame_id)
+            camera_to_world = None if pose is None else nearest_rigid(pose @ calibration.camera_to_imu[camera])
             unposed += pose is None
             right = raw / "image_01" / "data_rect" / name
             scan = root / "data_3d_raw" / sequence / "velodyne_points" / "data" / f"{frame_id:010d}.bin"
@@ -111,7 +114,7 @@ def _add_sequence(
                     id=frame_id,
                     camera=camera,
                     image=image,
-                    camera_to_world=None if pose is None else nearest_rigid(pose @ calibration.camera_to_imu[camera]),
+                    camera_to_world=camera_to_world,
                     intrinsics=calibration.intrinsics[camera],
                     label=_existing(semantics / camera / labels / name),
                     truth=_existing(semantics / camera / "semantic" / name),
@@ -119,6 +122,7 @@ def _add_sequence(
                     if camera == "image_00" and right.is_file()
                     else None,
                     lidar=LidarScan(scan, calibration.lidar_to_camera[camera]) if scan.is_file() else None,
+                    accumulated=_accumulated(window_of(windows, frame_id), camera_to_world),
                 )
             )
     total = len(ids) * len(cameras)
@@ -126,6 +130,12 @@ def _add_sequence(
         found.notes.append(f"{raw}: {missing:,} of {total:,} listed images of split '{split}' are missing and left out")
     if unposed:
         found.notes.append(f"{sequence}: {unposed:,} of {total:,} frames of split '{split}' have no usable pose")
+
+
+def _accumulated(window: Window | None, camera_to_world: F64 | None) -> LidarScan | None:
+    if window is None or camera_to_world is None:
+        return None
+    return LidarScan(window, np.asarray(np.linalg.inv(camera_to_world), np.float64), accumulated=True)
 
 
 def _existing(path: Path) -> Path | None:

@@ -39,7 +39,7 @@ def rgbd_frames(root: Path, config: DatasetConfig, entry: DatasetEntry) -> Frame
 
 
 def _add_sequence(found: FrameList, folder: Path, sequence: str, config: DatasetConfig, unit: float) -> None:
-    images = _color_images(folder)
+    images = color_images(folder)
     if not images:
         return
     color_intrinsics, depth_intrinsics = _intrinsics(folder)
@@ -75,8 +75,12 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _color_images(folder: Path) -> dict[int, Path]:
-    """Colour images by frame id, in numerical order."""
+def color_images(folder: Path) -> dict[int, Path]:
+    """Colour images of a sequence by frame id, in numerical order; empty where there are none.
+
+    Raises:
+        UserError: a name without number, or two images with one frame id.
+    """
     flat = [*folder.glob("*.color.jpg"), *folder.glob("*.color.png")]
     in_folder = [*(folder / "color").glob("*.jpg"), *(folder / "color").glob("*.png")]
     images: dict[int, Path] = {}
@@ -105,14 +109,16 @@ def _intrinsics(folder: Path) -> tuple[F64, F64]:
     """Intrinsics (3, 3) of the colour and of the depth camera."""
     scannet = folder / "intrinsic"
     if scannet.is_dir():
-        return _matrix(scannet / "intrinsic_color.txt")[:3, :3], _matrix(scannet / "intrinsic_depth.txt")[:3, :3]
+        return read_matrix(scannet / "intrinsic_color.txt")[:3, :3], read_matrix(scannet / "intrinsic_depth.txt")[
+            :3, :3
+        ]
     name = "camera-intrinsics.txt"
     path = folder / name if (folder / name).is_file() else folder.parent / name
     if not path.is_file():
         raise UserError(
             f"{folder / name}: no such file; write the 3×3 pinhole matrix there, in pixels of the depth image"
         )
-    matrix = _matrix(path)[:3, :3]
+    matrix = read_matrix(path)[:3, :3]
     return matrix, matrix
 
 
@@ -122,13 +128,18 @@ def read_pose(path: Path) -> F64 | None:
     Raises:
         UserError: the file does not hold 4×4 numbers.
     """
-    pose = _matrix(path)
+    pose = read_matrix(path)
     if pose.shape != (4, 4):
         raise UserError(f"{path}: holds {pose.shape[0]}×{pose.shape[1]} numbers where 4×4 belong")
     return nearest_rigid(pose) if is_rigid(pose, tolerance=5e-3) else None
 
 
-def _matrix(path: Path) -> F64:
+def read_matrix(path: Path) -> F64:
+    """A matrix of numbers, at least 3×3, one row per line.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
     try:
         rows = [[float(word) for word in line.split()] for line in path.read_text().splitlines() if line.strip()]
         matrix = np.array(rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from rw3d_prep.frames import Frame
@@ -44,7 +47,23 @@ def usable_frames(frames: Sequence[Frame], needs: Sequence[str]) -> tuple[list[F
     for need in needs:
         fit = [frame for frame in kept if any(getattr(frame, name) is not None for name in need.split("|"))]
         if len(fit) < len(kept):
-            what = {"camera_to_world": "pose", "right": "right image"}.get(need, need.replace("|", " or "))
-            notes.append(f"{len(kept) - len(fit):,} of {len(frames):,} frames have no {what} and are dropped")
+            names = {"camera_to_world": "pose", "right": "right image", "accumulated": "accumulated LiDAR"}
+            what = names.get(need, need.replace("|", " or "))
+            hint = " (single images need none: --batch-size 1)" if need == "camera_to_world" else ""
+            notes.append(f"{len(kept) - len(fit):,} of {len(frames):,} frames have no {what} and are dropped{hint}")
         kept = fit
     return kept, notes
+
+
+def in_own_world(frames: Sequence[Frame]) -> list[Frame]:
+    """The frames; those without a pose that are alone at their time get the identity: their world is their camera's.
+
+    Only for batches of one frame, which have no other frame to agree with.
+    """
+    moments = Counter((frame.split, frame.sequence, frame.id) for frame in frames)
+    return [
+        replace(frame, camera_to_world=np.eye(4))
+        if frame.camera_to_world is None and moments[frame.split, frame.sequence, frame.id] == 1
+        else frame
+        for frame in frames
+    ]

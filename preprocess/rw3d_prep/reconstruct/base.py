@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -56,4 +56,54 @@ class Backend(Protocol):
         Raises:
             UserError: an input that cannot be used, named with its file.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class RawView:
+    """What a model predicts for one frame, as arrays of their own off the GPU.
+
+    `image_size` (height, width) of the source; `points` (H, W, 3) and `depth` (H, W) float32 metres; `confidence`
+    (H, W) float32; `mask` (H, W) bool: where the model finds no fault with the point, edges not yet looked at;
+    `intrinsics` (3, 3) of the grid; `camera_to_world` (4, 4), OpenCV axes.
+    """
+
+    image_size: tuple[int, int]
+    points: F32
+    depth: F32
+    confidence: F32
+    mask: npt.NDArray[np.bool_]
+    intrinsics: F32
+    camera_to_world: F32
+
+
+@runtime_checkable
+class GpuBackend(Backend, Protocol):
+    """A backend in three steps that overlap between batches; `reconstruct` is the three, one after the other.
+
+    It travels to worker processes for `finish`, so it must be picklable, and without its model.
+    """
+
+    def load_model(self) -> None:
+        """Have the model on its device; once per process."""
+        ...
+
+    def load(self, frames: Sequence[Frame]) -> Any:
+        """On a thread of the host: the images of a batch as `infer` takes them.
+
+        Raises:
+            UserError: an image that cannot be used, named with its file.
+        """
+        ...
+
+    def infer(self, frames: Sequence[Frame], loaded: Any) -> Iterator[RawView]:
+        """On the GPU: one RawView per frame, in order, each copied off as it is asked for. Uses `loaded` up.
+
+        Raises:
+            UserError: the results do not fit the frames. torch.OutOfMemoryError: the batch is too large.
+        """
+        ...
+
+    def finish(self, frame: Frame, raw: RawView) -> ViewGeometry:
+        """In a worker process: the rest, which needs no GPU."""
         ...

@@ -20,6 +20,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from rw3d_common.cameras import F32
 from rw3d_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 GUIDE = "docs/mapanything.md"
 WEIGHT_FILES = ("config.json", "model.safetensors")
+EDGE_DEGREES, EDGE_DEPTH_SHARE = 5.0, 0.03  # the defaults of `infer`
 PACKAGES = ("torch", "torchvision", "uniception", "mapanything")
 
 
@@ -161,6 +166,22 @@ def _download(model: str, revision: str) -> Path:
             f"{model} at {revision} is neither in the local cache nor to be had from the hub ({_brief(error)}); "
             f"fetch it on a machine with a network ({GUIDE}) and pass the folder with --set backend.weights=DIR"
         ) from error
+
+
+def depth_edges(points: F32, depth: F32, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(H, W) bool: where `infer(mask_edges=True)` sees an edge, by the package's own functions and its defaults.
+
+    That is where both normals and depth jump. Points (H, W, 3) and depth (H, W) in metres, `mask` (H, W) bool as in
+    `non_ambiguous_mask`. Needs no GPU.
+    """
+    if not mask.any():
+        return ~mask
+    from mapanything.utils.geometry import depth_edge, normals_edge, points_to_normals
+
+    with np.errstate(all="ignore"):  # what is masked out may be anything
+        normals, with_normal = points_to_normals(points, mask=mask)
+        turns = normals_edge(normals, tol=EDGE_DEGREES, mask=with_normal)
+        return turns & depth_edge(depth, rtol=EDGE_DEPTH_SHARE, mask=mask)
 
 
 def pinned_revision(config: MapAnythingConfig) -> str:

@@ -5,21 +5,24 @@ Confidence is 1 everywhere: a sensor states none (Rewis3d §4.3).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from rw3d_common.cameras import F32, F64, PixelMap, project, unproject_depth
 from rw3d_common.config import Section
 from rw3d_common.errors import UserError
-from rw3d_common.images import ImageSource, image_size
+from rw3d_common.images import ImageSource, image_size, read_uint16
 from rw3d_prep.frames import DepthMap, Frame, LidarScan
 from rw3d_prep.reconstruct.base import ViewGeometry
+
+TILE = 8  # pixels
+SLACK = 0.04  # of the nearest depth in a tile: what a slanted surface spans within it
 
 
 class SensorConfig(Section):
@@ -28,15 +31,20 @@ class SensorConfig(Section):
     """Metres; smaller depths are sensor noise or the car itself."""
     farthest: float = Field(100.0, gt=0)
     """Metres; larger depths are left out."""
+    lidar: Literal["scan", "accumulated"] = "scan"
+    """Which LiDAR: the scan of each frame's moment, or the cloud of many scans around it (KITTI-360's 3D semantics)."""
 
 
 class SensorBackend:
     """Depth images give a grid of their own size; LiDAR scans give the image's grid, filled where a return falls."""
 
-    needs = ("camera_to_world", "intrinsics", "depth|lidar")
-
     def __init__(self, config: SensorConfig) -> None:
         self.config = config
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Poses, intrinsics, and what measures depth; nothing takes the place of accumulated LiDAR where it is chosen."""
+        return ("camera_to_world", "intrinsics", "depth|lidar" if self.config.lidar == "scan" else "accumulated")
 
     def identity(self) -> dict[str, str]:
         """What made the geometry."""
@@ -57,13 +65,15 @@ class SensorBackend:
             camera_to_world = frame.camera_to_world.copy()
             camera_to_world[:3, 3] -= world_offset
             size = image_size(frame.image)
-            if frame.depth is not None:
+            one_scan = self.config.lidar == "scan"
+            lidar = frame.lidar if one_scan else frame.accumulated
+            if frame.depth is not None and one_scan:
                 depth, pixel_map, grid_intrinsics = self._from_depth_map(frame.depth, frame.intrinsics, size)
-            elif frame.lidar is not None:
-                depth, pixel_map, grid_intrinsics = self._from_scan(frame.lidar, frame.intrinsics, size)
+            elif lidar is not None:
+                depth, pixel_map, grid_intrinsics = self._from_scan(lidar, frame.intrinsics, size)
             else:
                 raise UserError(
-                    f"{frame}: has neither a depth image nor a LiDAR scan; use --backend stereo or mapanything"
+                    f"{frame}: has neither a depth image nor {self.config.lidar} LiDAR; use --backend stereo or mapanything"
                 )
             valid = (depth >= self.config.nearest) & (depth <= self.config.farthest)
             yield ViewGeometry(
@@ -87,34 +97,50 @@ class SensorBackend:
         """Metres (H, W): depth of the nearest return whose projection rounds to the pixel, 0 where there is none.
 
         The point is moved to its pixel's centre ray (at most half a pixel), so that point and pixel agree exactly.
+        Of an accumulated cloud, returns behind a nearer surface are left out.
         """
         points = read_scan(scan.source) if isinstance(scan.source, Path) else scan.source.read_points()
-        u, v, z = project(points, intrinsics, np.asarray(np.linalg.inv(scan.lidar_to_camera), np.float64))
+        camera_to_lidar = np.asarray(np.linalg.inv(scan.lidar_to_camera), np.float64)
+        if scan.accumulated:
+            points = _in_depth(points, camera_to_lidar, self.config.nearest, self.config.farthest)
+        u, v, z = project(points, intrinsics, camera_to_lidar)
         seen = (z > self.config.nearest) & (u > -0.5) & (v > -0.5) & (u < size[1] - 0.5) & (v < size[0] - 0.5)
         column, row = np.floor(u[seen] + 0.5).astype(np.int64), np.floor(v[seen] + 0.5).astype(np.int64)
         depth = np.full(size[0] * size[1], np.inf, np.float32)
         np.minimum.at(depth, row * size[1] + column, z[seen].astype(np.float32))
+        depth = depth.reshape(size)
+        if scan.accumulated:
+            depth[is_hidden(depth)] = 0
         depth[np.isinf(depth)] = 0
-        return depth.reshape(size), PixelMap(size, size), intrinsics
+        return depth, PixelMap(size, size), intrinsics
 
 
-def read_depth(path: ImageSource) -> np.ndarray:
+def _in_depth(points: F32, camera_to_world: F64, nearest: float, farthest: float) -> F32:
+    """The points (n, 3) at depths that count, with a centimetre to spare for float32; windows hold millions of others."""
+    position, axis = camera_to_world[:3, 3].astype(np.float32), camera_to_world[:3, 2].astype(np.float32)
+    depth = (points - position) @ axis
+    return points[(depth > nearest - 0.01) & (depth < farthest + 0.01)]
+
+
+def is_hidden(depth: F32) -> npt.NDArray[np.bool_]:
+    """True where a depth (H, W) in metres is more than 4 % above the smallest of its tile of 8 × 8 pixels; inf = none.
+
+    Sparse returns leave gaps through which the surfaces behind show.
+    """
+    height, width = depth.shape
+    padded = np.pad(depth, ((0, -height % TILE), (0, -width % TILE)), constant_values=np.inf)
+    tiles = padded.reshape(padded.shape[0] // TILE, TILE, -1, TILE)
+    limit = (1 + SLACK) * tiles.min(axis=(1, 3), keepdims=True)
+    return (np.isfinite(tiles) & (tiles > limit)).reshape(padded.shape)[:height, :width]
+
+
+def read_depth(path: ImageSource) -> npt.NDArray[np.uint16]:
     """A depth image (H, W) as stored, uint16; 0 = not measured, and so is 65535 (what 7-Scenes writes for a miss).
 
     Raises:
         UserError: missing, truncated, or not 16-bit.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path if isinstance(path, Path) else io.BytesIO(path.read_bytes())) as image:
-            if image.mode not in ("I;16", "I;16B", "I"):
-                raise UserError(f"{path}: depth image of mode {image.mode}; depth is a 16-bit single-channel PNG")
-            values = np.asarray(image).astype(np.uint16)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; restore it, or remove its frame") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); copy the file again") from error
+    values = read_uint16(path, "depth image")
     values[values == 65535] = 0
     return values
 

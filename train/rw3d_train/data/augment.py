@@ -50,7 +50,10 @@ class GeometryConfig(Section):
     """Shared by student and teacher: resize, crop and flip of image, labels and correspondences."""
 
     crop: tuple[Pixels, Pixels] | None = (376, 512)
-    """Height and width of what the network sees, pixels: KITTI-360's value; null keeps the size of each image."""
+    """Height and width of what the network sees, pixels: KITTI-360's value; null keeps the (resized) size of each image."""
+    resize: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Images are shrunk by this factor before all else, in the same step; the released code stores Cityscapes and Waymo
+    at 0.5. Evaluate at the same `evaluate.scale`."""
     scale: Bounds = (0.5, 1.2)
     """Bounds of the uniform zoom r; (1, 1) switches it off."""
     distortion: Bounds = (0.9, 1.1)
@@ -148,7 +151,7 @@ def draw_geometry(size: Size, config: GeometryConfig, generator: np.random.Gener
     Resized sizes are whole pixels, so that the image's edges fall on edges of pixels; offsets are whole pixels, uniform
     over all that keep the crop inside the image (or, where it is smaller, the image inside the crop).
     """
-    crop = config.crop or size
+    crop = config.crop or (round(size[0] * config.resize), round(size[1] * config.resize))
     scales = draw_scales(size, crop, config, generator)
     resized = (max(1, round(size[0] * scales[0])), max(1, round(size[1] * scales[1])))
     spare = [have - want for have, want in zip(resized, crop, strict=True)]
@@ -160,11 +163,12 @@ def draw_geometry(size: Size, config: GeometryConfig, generator: np.random.Gener
 
 
 def draw_scales(size: Size, crop: Size, config: GeometryConfig, generator: np.random.Generator) -> tuple[float, float]:
-    """Scales of rows and columns: r/d and r·d, then what `shrink` says."""
+    """Scales of rows and columns: r/d and r·d times `resize`, then what `shrink` says."""
     r, d = generator.uniform(*config.scale), generator.uniform(*config.distortion)
     rows, columns = r / d, r * d
     if config.shrink == "official" and rows < 1:
         rows, columns = 1.0, max(1.0, d * d)
+    rows, columns = config.resize * rows, config.resize * columns
     if config.shrink == "cover":
         needed = [min(want / have, 1.0) for want, have in zip(crop, size, strict=True)]
         enlarge = max(1.0, needed[0] / rows, needed[1] / columns)

@@ -19,6 +19,8 @@ from torch.utils.data import Dataset
 from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import IGNORE, U8, ClassMap
+from rw3d_common.scene_accumulated import GROUP as ACCUMULATED
+from rw3d_common.scene_accumulated import Labels
 from rw3d_common.scene_sample import GROUP
 from rw3d_train.data.augment import item_generator
 from rw3d_train.data.index import Store, build_index, find_stores
@@ -51,6 +53,7 @@ class SceneDataset(Dataset):  # type: ignore[misc]
         root: str | Path | None = None,
         truth: bool = True,
         verify: bool = True,
+        labels: Labels = "own",
     ) -> None:
         """Build the index; no sample is read.
 
@@ -63,11 +66,15 @@ class SceneDataset(Dataset):  # type: ignore[misc]
             root: where image paths start, when the data no longer lie where the scenes were made from.
             truth: read dense labels, where there are any. Only metrics need them: without, items are read faster.
             verify: compare every chunk that is read with its checksum.
+            labels: "own" for the images' own sparse labels, "accumulated" for those that `rw3d-prep accumulate` carried
+                to them as well; the samples must have been made with the same.
 
         Raises:
-            UserError: no stores, stores without finished samples, or stores that do not go together.
+            UserError: no stores, stores without finished samples, samples made with other labels, accumulated labels that
+                are not precise enough, or stores that do not go together.
         """
-        self.index = build_index(find_stores(stores), split, None if root is None else Path(root))
+        self.index = build_index(find_stores(stores), split, None if root is None else Path(root), labels)
+        self.labels = labels
         self.augment, self.seed, self.truth = augment, seed, truth
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._shards = Shards(verify=verify)
@@ -156,6 +163,8 @@ class SceneDataset(Dataset):  # type: ignore[misc]
 
     def _label(self, item: int, kind: str, size: tuple[int, int]) -> U8 | None:
         """Train ids (H, W) of the "label" or "truth" image; None where the view has none."""
+        if kind == "label" and self.labels == "accumulated":
+            return self._accumulated(item, size)
         if not self.index.paths[kind][item]:
             return None
         store = self._store(item)
@@ -163,6 +172,11 @@ class SceneDataset(Dataset):  # type: ignore[misc]
         if kind == "label":
             return LabelFile(path, store.label_encoding, store.classes).read(size, content)
         return LabelFile(path, store.truth_encoding, store.truth_classes).read(size, content)
+
+    def _accumulated(self, item: int, size: tuple[int, int]) -> U8 | None:
+        content = self._ragged(item, ACCUMULATED, "label")
+        file = LabelFile(self._store(item).path / ACCUMULATED / "label", "train_ids", self._store(item).classes)
+        return file.read(size, content) if content else None
 
     def _store(self, item: int) -> Store:
         return self.index.stores[int(self.index.store[item])]
@@ -181,9 +195,13 @@ class SceneDataset(Dataset):  # type: ignore[misc]
         return path, None
 
     def _embedded(self, item: int, kind: str) -> bytes:
+        return self._ragged(item, "files", kind)
+
+    def _ragged(self, item: int, group: str, kind: str) -> bytes:
+        """The bytes that a view has of an array that holds those of all views one after another."""
         number, view = int(self.index.store[item]), int(self.index.table["view"][item])
-        first, last = self._array(number, f"files/{kind}_offset").rows(view, view + 2)
-        return self._array(number, f"files/{kind}").rows(int(first), int(last)).tobytes()
+        first, last = self._array(number, f"{group}/{kind}_offset").rows(view, view + 2)
+        return self._array(number, f"{group}/{kind}").rows(int(first), int(last)).tobytes()
 
 
 def _rows_columns(pixel: npt.NDArray[np.int32], width: int) -> F32:

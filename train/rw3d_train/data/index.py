@@ -19,6 +19,7 @@ from rw3d_common.images import LabelEncoding
 from rw3d_common.labels import ClassMap
 from rw3d_common.log import log
 from rw3d_common.scene import Scene, open_scene
+from rw3d_common.scene_accumulated import Labels
 from rw3d_common.scene_sample import GROUP, has_samples
 from rw3d_train.data.reader import Shards, open_array
 
@@ -98,14 +99,14 @@ def find_stores(stores: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(store for path in given for store in store_paths(path)))
 
 
-def build_index(paths: Sequence[Path], split: str | None, root: Path | None) -> Index:
-    """The index of all samples in the stores at `paths` that belong to `split` (None: to any).
+def build_index(paths: Sequence[Path], split: str | None, root: Path | None, labels: Labels = "own") -> Index:
+    """The index of all samples in the stores at `paths` that belong to `split` (None: to any), made with `labels`.
 
     A store without samples is left out when none of its views has a sparse label: there was nothing to sample.
 
     Raises:
-        UserError: a store that cannot be opened or lacks finished samples, class maps or sample sizes that differ
-            between stores, or no sample left.
+        UserError: a store that cannot be opened or lacks finished samples, samples made with other labels than
+            `labels`, class maps or sample sizes that differ between stores, or no sample left.
     """
     scenes = [open_scene(path) for path in paths]
     chosen = [scene for scene in scenes if split in (None, scene.attrs["split"]) and _is_sampled(scene)]
@@ -115,6 +116,8 @@ def build_index(paths: Sequence[Path], split: str | None, root: Path | None) -> 
     _refuse_mixture(
         chosen, "class maps", lambda scene: scene.attrs["class_map_hash"], "reconstruct them with one class map"
     )
+    for scene in chosen:
+        _refuse_other_labels(scene, labels)
     points = _refuse_mixture(
         chosen,
         "sample sizes",
@@ -139,8 +142,21 @@ def build_index(paths: Sequence[Path], split: str | None, root: Path | None) -> 
 def _is_sampled(scene: Scene) -> bool:
     if has_samples(scene.path) or scene.view_table["has_label"].any():
         return bool(scene.samples)  # raises where they are missing or unfinished
-    log.info(f"{scene.path}: no view of this scene has a sparse label, so it has no samples; left out")
+    why = "no view of this scene has a sparse label" if len(scene) else "a point cloud without views"
+    log.info(f"{scene.path}: {why}, so it has no samples; left out")
     return False
+
+
+def _refuse_other_labels(scene: Scene, labels: Labels) -> None:
+    config = scene.samples.attrs["config"]
+    made_with = config.get("labels", "own")
+    again = f"run `rw3d-prep sample-views {scene.path} --labels {labels} --overwrite`"
+    if made_with != labels:
+        raise UserError(f"{scene.path}: its samples hold {made_with} labels, {labels} ones were asked for; {again}")
+    if labels == "accumulated":
+        scene.accumulated.require_usable()
+        if config["accumulated"] != scene.accumulated.attrs["config_hash"]:
+            raise UserError(f"{scene.path}: its labels were accumulated anew after its samples were made; {again}")
 
 
 def _refuse_mixture(scenes: Sequence[Scene], what: str, value_of: Any, mend: str) -> Any:

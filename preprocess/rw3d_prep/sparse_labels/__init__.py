@@ -1,0 +1,1 @@
+"""Sparse labels made from dense ones: points, scribbles and coarse polygons."""

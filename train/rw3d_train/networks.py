@@ -1,0 +1,110 @@
+"""From configuration to networks. transformers is imported only for the networks that come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rw3d_common.errors import UserError
+from rw3d_common.labels import ClassMap
+from rw3d_common.log import log
+from rw3d_train.config import Model2DConfig, Model3DConfig
+from rw3d_train.models.eomt import EoMT
+from rw3d_train.models.ptv3 import PointSegmenter, load_weights
+from rw3d_train.models.segformer import SegFormer
+from rw3d_train.models.segmenter import segmenter
+from rw3d_train.models.unet import UNet
+from rw3d_train.teacher import unwrapped
+
+SMALL_3D: dict[str, Any] = {
+    "enc_depths": (1, 1, 2, 1),
+    "enc_channels": (32, 64, 96, 128),
+    "enc_num_head": (2, 4, 6, 8),
+    "enc_patch_size": (128, 128, 128, 128),
+    "stride": (2, 2, 2),
+    "dec_depths": (1, 1, 1),
+    "dec_channels": (48, 64, 96),
+    "dec_num_head": (3, 4, 6),
+    "dec_patch_size": (128, 128, 128),
+    "drop_path": 0.1,
+}
+
+
+def make_2d(config: Model2DConfig, classes: ClassMap) -> nn.Module:
+    """The 2D student: images (B, 3, H, W) from `images.normalize` → logits (B, C, h, w).
+
+    Raises:
+        UserError: weights that are not there, or of another kind of network.
+    """
+    return segmenter(config.name, classes.names)
+
+
+def describe_2d(network: nn.Module, classes: ClassMap) -> dict[str, Any]:
+    """What `rebuild_2d` needs to make the same network again, without the weights it started from."""
+    inner = getattr(unwrapped(network), "network", None)
+    if inner is None:
+        return {"kind": "unet", "n_classes": len(classes)}
+    return {"kind": inner.config.model_type, "config": inner.config.to_dict()}
+
+
+def rebuild_2d(description: dict[str, Any]) -> nn.Module:
+    """The network of a description, with random weights, in eval mode."""
+    match description["kind"]:
+        case "unet":
+            return UNet(description["n_classes"]).eval()
+        case "segformer":
+            from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+            return SegFormer(SegformerForSemanticSegmentation(SegformerConfig.from_dict(description["config"]))).eval()
+        case "eomt":
+            from transformers import EomtConfig, EomtForUniversalSegmentation
+
+            return EoMT(EomtForUniversalSegmentation(EomtConfig.from_dict(description["config"]))).eval()
+        case kind:
+            raise UserError(
+                f"checkpoint.json: unknown kind of network '{kind}'; use the rw3d that wrote this checkpoint"
+            )
+
+
+def n_classes_3d(classes: ClassMap) -> int:
+    """C3: classes with a surface. Those without, such as sky, come last, so 3D ids are 2D ids."""
+    return sum(item.in_3d for item in classes.classes)
+
+
+def make_3d(config: Model3DConfig, classes: ClassMap) -> PointSegmenter:
+    """The 3D student: (position, point_features, offset) → logits (N, C3).
+
+    Raises:
+        UserError: weights that are not there, or do not fit.
+    """
+    model = PointSegmenter(n_classes_3d(classes), config.voxel, **(SMALL_3D if config.size == "small" else {}))
+    if config.weights is not None:
+        log.info(load_weights(model, config.weights, allow_missing=("seg_head.*",)))
+    return model
+
+
+@contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks in eval mode; afterwards each is in the mode it was in."""
+    modes = [(network, network.training) for network in networks]
+    for network, _ in modes:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def compiled(network: nn.Module, wanted: bool) -> nn.Module:
+    """The network through torch.compile, where wanted."""
+    return torch.compile(network) if wanted else network
