@@ -8,12 +8,14 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test notebook clean
 
-demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, and show what came of it.
+demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, and show what came of it.
 	$(BIN)/rw3d-prep demo --workers $(WORKERS)
 	$(BIN)/rw3d-prep reconstruct --dataset demo --workers $(WORKERS)
-	$(BIN)/rw3d-prep sample-views stores/demo --workers $(WORKERS)
+	$(BIN)/rw3d-prep sample-views stores/demo/train --points 8000 --workers $(WORKERS)
+	$(BIN)/rw3d-prep sample-views stores/demo/val --points 8000 --views all --workers $(WORKERS)
 	$(BIN)/rw3d-prep inspect stores/demo --picture stores/demo/cloud.png
-	@echo "Look at stores/demo/cloud.png, and open notebooks/scene_tour.ipynb with: make notebook"
+	$(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo
+	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"
 
 test: $(VENV)/.test ## Run every test, the linter and the type checker.
 	$(BIN)/python -m pytest
@@ -25,7 +27,7 @@ notebook: $(VENV)/.test ## Open the tour of a scene store in JupyterLab.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	.ci/system-libs
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[prep]'
+	$(INSTALL) '.[prep,train]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt

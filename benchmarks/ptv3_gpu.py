@@ -25,46 +25,25 @@ from rw3d_train.models.ptv3 import PointSegmenter, attention, sparse_conv
 POINTS = 120_000
 
 
-def use_spconv_and_flash() -> str:
-    """Replace both; spconv finds its pairs once per level, as ours does."""
-    import spconv.pytorch as spconv
+def use_flash() -> None:
     from flash_attn import flash_attn_func
-
-    def convolve(self: sparse_conv.SubmanifoldConv3d, x: Tensor, neighbours: sparse_conv.Neighbours) -> Tensor:
-        if not hasattr(self, "spconv"):
-            out_channels, kernel, _, _, in_channels = self.weight.shape
-            conv = spconv.SubMConv3d(in_channels, out_channels, kernel, bias=self.bias is not None, indice_key="n")
-            conv.weight, conv.bias = self.weight, self.bias
-            object.__setattr__(self, "spconv", conv)
-        if not hasattr(neighbours, "tensor"):
-            indices = torch.cat([neighbours.batch[:, None], neighbours.grid], dim=1).int().contiguous()
-            shape = (neighbours.grid.amax(dim=0) + 1).tolist()
-            neighbours.tensor = spconv.SparseConvTensor(x, indices, shape, int(neighbours.batch[-1]) + 1)
-        return self.spconv(neighbours.tensor.replace_feature(x)).features
-
-    def remember(self: sparse_conv.Neighbours, grid: Tensor, batch: Tensor, kernel_size: int) -> None:
-        self.grid, self.batch = grid, batch
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: float | None) -> Tensor:
         rows = (part.transpose(1, 2).bfloat16() for part in (q, k, v))
         return flash_attn_func(*rows, dropout_p=dropout_p, softmax_scale=scale).transpose(1, 2)
 
-    sparse_conv.Neighbours.__init__ = remember
-    sparse_conv.SubmanifoldConv3d.forward = convolve
     attention.functional.scaled_dot_product_attention = attend
-    return "spconv + flash-attn"
 
 
-def use_own_fallback() -> str:
+def use_own_fallback() -> None:
     sparse_conv._GatheredConv = sparse_conv._PairwiseConv
     sparse_conv.CPU_PAIRS = 2**31
     attention.functional.scaled_dot_product_attention = explicit_attention
-    return "per-offset convolution + explicit attention"
 
 
-def measure(elements: int, backward: bool, repeats: int) -> dict[str, float]:
+def measure(elements: int, backward: bool, repeats: int, conv: str) -> dict[str, float]:
     torch.manual_seed(0)
-    model = PointSegmenter(CLASSES, VOXEL).cuda().train(backward)
+    model = PointSegmenter(CLASSES, VOXEL, conv=conv).cuda().train(backward)
     parts = [street(POINTS, seed) for seed in range(elements)]
     coord, feat = (torch.cat(tensors).cuda() for tensors in zip(*parts, strict=True))
     offset = torch.arange(1, elements + 1) * POINTS
@@ -83,10 +62,10 @@ def measure(elements: int, backward: bool, repeats: int) -> dict[str, float]:
     return {"ms": round(1e3 * statistics.median(times[3:]), 1), "peak_gib": round(peak, 2)}
 
 
-def both(elements: int, repeats: int) -> dict[str, dict[str, float]]:
+def both(elements: int, repeats: int, conv: str = "torch") -> dict[str, dict[str, float]]:
     return {
-        "forward": measure(elements, False, repeats),
-        "forward + backward": measure(elements, True, repeats),
+        "forward": measure(elements, False, repeats, conv),
+        "forward + backward": measure(elements, True, repeats, conv),
     }
 
 
@@ -100,9 +79,12 @@ def main() -> None:
         raise SystemExit("this needs a CUDA GPU; for a CPU, run benchmarks/ptv3_cpu.py")
     result: dict[str, object] = {"gpu": torch.cuda.get_device_name(), "elements": options.elements}
     result["ours"] = both(options.elements, options.repeats)
-    installed = all(importlib.util.find_spec(name) for name in ("spconv", "flash_attn"))
-    reference = use_spconv_and_flash() if installed else use_own_fallback()
-    result[reference] = both(options.elements, options.repeats)
+    if all(importlib.util.find_spec(name) for name in ("spconv", "flash_attn")):
+        use_flash()
+        result["spconv + flash-attn"] = both(options.elements, options.repeats, "spconv")
+    else:
+        use_own_fallback()
+        result["per-offset convolution + explicit attention"] = both(options.elements, options.repeats)
     print(json.dumps(result, indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -85,6 +85,7 @@ def view_columns(views: int) -> dict[str, np.ndarray]:
     columns["frame_id"], columns["camera"] = np.arange(views), np.zeros(views, np.uint8)
     columns["image_size"] = np.tile(np.array(IMAGE, np.int32), (views, 1))
     columns["camera_to_world"] = np.tile(np.eye(4), (views, 1, 1))
+    columns["shared"] = np.zeros(views, bool)
     return columns
 
 

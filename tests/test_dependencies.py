@@ -1,7 +1,11 @@
 """prep → common ← train: checked in fresh interpreters in which the other side cannot be imported."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +54,26 @@ def test_help_needs_no_heavy_package(program):
         BLOCK.format(blocked=heavy) + f"import sys; sys.argv = ['x', '--help']; from {program} import main; main()"
     )
     assert result.returncode == 0, result.stderr
+
+
+def needed(requirement: str) -> tuple[str, bool]:
+    """The package of a requirement, and whether an extra alone asks for it."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-"), "extra ==" in requirement
+
+
+def test_the_trainer_installs_nothing_of_preparation():
+    """All that `pip install .[train]` brings, through the requirements of what is installed here."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    todo, found = [*project["dependencies"], *project["optional-dependencies"]["train"]], set()
+    while todo:
+        name, optional = needed(todo.pop())
+        if optional or name in found:
+            continue
+        found.add(name)
+        try:
+            todo += requires(name) or []
+        except PackageNotFoundError:  # of another platform
+            continue
+    assert {"torch", "transformers", "safetensors", "zarr", "numpy"} <= found
+    assert not found & {"dask", "distributed", "open3d", "open3d-cpu", "opencv-python-headless", "mapanything"}
+    assert not found & {"numba", "scipy", "h5py", "pyarrow", "torchvision", "timm", "spconv", "torch-scatter"}

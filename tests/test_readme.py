@@ -1,6 +1,7 @@
 """The README's shell commands and then its Python run as they stand, in an empty working folder with data to find.
 
-`make demo` and `make test` are run by .ci/run. Only the size of the rendered street is changed, to save minutes.
+`make demo` and `make test` are run by .ci/run. Only the size of the rendered street and the length of training are
+changed, to save minutes.
 """
 
 import re
@@ -15,7 +16,10 @@ from builders import kitti360_tree, rgbd_tree
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
-SMALL_STREET = "--train-sequences 1 --val-sequences 1 --train-frames 4 --val-frames 2"
+SHORTER = {
+    "rw3d-prep demo": "--train-sequences 1 --val-sequences 1 --train-frames 4 --val-frames 2",
+    "rw3d-train run": "--set run.epochs=2 --set run.batch_size=1 --set run.workers=0",
+}
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,8 +42,8 @@ def folder(tmp_path_factory) -> Path:
 def test_every_command_works_in_the_order_of_the_readme(folder):
     assert len(COMMANDS) >= 12
     for command in COMMANDS:
-        typed = f"{command} {SMALL_STREET}" if command == "rw3d-prep demo" else command
-        result = run(typed, folder)
+        more = next((options for start, options in SHORTER.items() if command.startswith(start)), "")
+        result = run(f"{command} {more}", folder)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     for python in re.findall(r"```python\n(.*?)```", README, re.S):
         command = [sys.executable, "-W", "error", "-c", python]

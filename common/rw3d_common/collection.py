@@ -5,15 +5,26 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rw3d_common.errors import UserError
+from rw3d_common.remote import RemotePath, StorePath, as_store_path
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.schema import STORE_SUFFIX
 
 
-def store_paths(path: Path) -> list[Path]:
-    """Every finished-name `*.zarr` store at or below `path`, sorted; temporary stores of running writers are not."""
+def store_paths(path: StorePath) -> list[StorePath]:
+    """Every finished-name `*.zarr` store at or below `path`, sorted; temporary stores of running writers are not.
+
+    On object storage, stores whose upload has not ended are not either.
+    """
+    path = as_store_path(path)
+    return [*_remote_stores(path)] if isinstance(path, RemotePath) else [*local_stores(path)]
+
+
+def local_stores(path: Path) -> list[Path]:
+    """The stores at or below a folder of this machine; see `store_paths`."""
     if path.name.endswith(STORE_SUFFIX):
         return [path]
     found: list[Path] = []
@@ -23,6 +34,19 @@ def store_paths(path: Path) -> list[Path]:
     return sorted(found)
 
 
+def _remote_stores(path: RemotePath) -> list[RemotePath]:
+    if path.name.endswith(STORE_SUFFIX):
+        return [path]
+    found: list[RemotePath] = []
+    todo = [path]
+    while todo:
+        for folder in todo.pop().folders():
+            (found if folder.name.endswith(STORE_SUFFIX) else todo).append(folder)
+    with ThreadPoolExecutor(16) as threads:
+        finished = list(threads.map(lambda store: (store / "zarr.json").is_file(), found))
+    return sorted(store for store, done in zip(found, finished, strict=True) if done)
+
+
 class Collection:
     """The finished scenes below a folder, in the order of their names; indexable, iterable, opened one by one.
 
@@ -30,8 +54,8 @@ class Collection:
         UserError: no folder, or no scene in it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | StorePath) -> None:
+        self.path = as_store_path(path)
         self.paths = store_paths(self.path)
         if not self.paths:
             state = "holds no finished scene" if self.path.is_dir() else "no such folder"
@@ -77,8 +101,8 @@ class Collection:
         return f"<table><caption>{html.escape(str(self.path))}</caption><tr>{head}</tr>{body}</table>"
 
 
-def open_collection(path: str | Path) -> Collection:
-    """Open a folder of finished scenes.
+def open_collection(path: str | StorePath) -> Collection:
+    """Open a folder of finished scenes, or what of one was uploaded to an s3:// URL.
 
     Raises:
         UserError: no folder, or no scene in it.

@@ -44,8 +44,11 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Progress over `total` units: a bar with ETA on a terminal, a log line every 30 s (and at the end) otherwise."""
-    if sys.stderr.isatty():
+    """Progress over `total` units: a bar with ETA on a terminal, a log line every 30 s (and at the end) otherwise.
+
+    Nothing where the logger is set to errors only, as in all but one of several training processes.
+    """
+    if sys.stderr.isatty() and log.isEnabledFor(logging.WARNING):
         with _bar(title, total, unit) as advance:
             yield advance
     else:

@@ -28,9 +28,11 @@ from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import U8, ClassMap
 from rw3d_common.manifest import default_root
+from rw3d_common.remote import StorePath, as_store_path
 from rw3d_common.scene_accumulated import POINT_ARRAY, SceneAccumulated, has_accumulated
-from rw3d_common.scene_sample import SceneSample, SceneSamples, has_samples, read_array
-from rw3d_common.schema import SCHEMA_VERSION, STORE_SUFFIX, VIEWS
+from rw3d_common.scene_files import open_group, read_array, store_attributes
+from rw3d_common.scene_sample import SceneSample, SceneSamples, has_samples
+from rw3d_common.schema import STORE_SUFFIX, VIEWS
 
 if TYPE_CHECKING:
     import open3d
@@ -108,13 +110,24 @@ class Scene:
         UserError: no store at this path, one that was never finished, or one of another schema version.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.attrs = _finished_attributes(self.path)
-        self.group = zarr.open_group(self.path, mode="r")
+    def __init__(self, path: str | StorePath) -> None:
+        self.path = as_store_path(path)
+        self.attrs = store_attributes(self.path)
+        self.group = open_group(self.path)
         self.points: zarr.Group = self.group["points"]  # type: ignore[assignment]
         self.views: zarr.Group = self.group["views"]  # type: ignore[assignment]
         self.files: zarr.Group | None = self.group.get("files")  # type: ignore[assignment]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies on this machine.
+
+        Raises:
+            UserError: it lies on object storage, where it is read only.
+        """
+        if isinstance(self.path, Path):
+            return self.path
+        raise UserError(f"{self.path}: this works on local stores only; copy the store to a disk first")
 
     @property
     def name(self) -> str:
@@ -362,38 +375,10 @@ class Scene:
         return f"<table>{rows}{legend if swatches else ''}</table>"
 
 
-def open_scene(path: str | Path) -> Scene:
-    """Open a finished scene store for reading.
+def open_scene(path: str | StorePath) -> Scene:
+    """Open a finished scene store for reading, from a folder or an s3:// URL.
 
     Raises:
         UserError: no store at this path, one that was never finished, or one of another schema version.
     """
     return Scene(path)
-
-
-def _finished_attributes(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").is_file():
-        if path.is_dir() and path.name.endswith(STORE_SUFFIX):
-            raise UserError(
-                f"{path}: its zarr.json is missing; delete this folder and run `rw3d-prep reconstruct` again"
-            )
-        hint = "open_collection() opens a folder of scenes" if path.is_dir() else "see what `rw3d-prep inspect` lists"
-        raise UserError(f"{path}: no scene store here; {hint}")
-    try:
-        attrs: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: its zarr.json cannot be read ({reason}); delete this folder and run `rw3d-prep reconstruct` again"
-        ) from error
-    if not isinstance(attrs.get("complete"), dict):
-        raise UserError(
-            f"{path}: it has no completion record, so it was never finished; "
-            "delete this folder and run `rw3d-prep reconstruct` again"
-        )
-    if attrs.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}: written with schema version {attrs.get('schema_version')}, this rw3d reads {SCHEMA_VERSION}; "
-            "install the matching rw3d or reconstruct the scene again"
-        )
-    return attrs

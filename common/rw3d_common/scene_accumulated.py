@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile
 from rw3d_common.labels import U8, ClassMap
 from rw3d_common.log import log
-from rw3d_common.scene_sample import finished_attributes, read_array
+from rw3d_common.remote import StorePath
+from rw3d_common.scene_files import finished_attributes, open_group, read_array
 
 GROUP = "accumulated"
 POINT_ARRAY = "label_accumulated"
@@ -32,10 +32,10 @@ class SceneAccumulated:
         UserError: the scene has none, or some that were never finished or are of another schema version.
     """
 
-    def __init__(self, store: Path, classes: ClassMap) -> None:
+    def __init__(self, store: StorePath, classes: ClassMap) -> None:
         self.store, self.path, self.classes = store, store / GROUP, classes
         self.attrs = finished_attributes(store, GROUP, "accumulated labels", "accumulate")
-        self.group = zarr.open_group(self.path, mode="r")
+        self.group = open_group(self.path)
 
     @property
     def usable(self) -> bool | None:
@@ -70,7 +70,7 @@ class SceneAccumulated:
         if first == last:
             return None
         content = self._read("label", slice(first, last)).tobytes()
-        return LabelFile(self.path / "label", "train_ids", self.classes).read(size, content)
+        return LabelFile(Path(str(self.path / "label")), "train_ids", self.classes).read(size, content)
 
     def point_labels(self) -> U8:
         """(N,) uint8 train ids of the scene's points, 255 = unlabelled.
@@ -78,7 +78,7 @@ class SceneAccumulated:
         Raises:
             UserError: they cannot be read.
         """
-        points = zarr.open_group(self.store / "points", mode="r")
+        points = open_group(self.store / "points")
         labels: U8 = read_array(
             self.store, f"points/{POINT_ARRAY}", points, slice(None), self.record["files"], self._mend
         )
@@ -114,7 +114,7 @@ class SceneAccumulated:
         return f"{before:.2%} → {after:.2%} of pixels labelled, {_percent(report)} right, {state}"
 
 
-def has_accumulated(store: Path) -> bool:
+def has_accumulated(store: StorePath) -> bool:
     """True where a scene store holds accumulated labels, whatever their state."""
     return (store / GROUP).exists()
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from rw3d_common.cameras import F32
 from rw3d_common.errors import UserError
 from rw3d_common.labels import U8
-from rw3d_common.schema import SAMPLE_TABLES, SAMPLES_PER_SHARD, SCHEMA_VERSION
+from rw3d_common.remote import StorePath
+from rw3d_common.scene_files import finished_attributes, open_group, read_array
+from rw3d_common.schema import SAMPLE_TABLES, SAMPLES_PER_SHARD
 
 GROUP = "samples"
 
@@ -60,10 +59,10 @@ class SceneSamples:
         UserError: the scene has no samples, or some that were never finished or are of another schema version.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: StorePath) -> None:
         self.store, self.path = store, store / GROUP
         self.attrs = finished_attributes(store, GROUP, "samples", "sample-views")
-        self.group = zarr.open_group(self.path, mode="r")
+        self.group = open_group(self.path)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -136,49 +135,6 @@ class SceneSamples:
         return f"{len(self):,} ({self.record['points'] / len(self):,.0f} points each, {mean:,.0f} of the view's own)"
 
 
-def has_samples(store: Path) -> bool:
+def has_samples(store: StorePath) -> bool:
     """True where a scene store holds samples, whatever their state."""
     return (store / GROUP).exists()
-
-
-def read_array(
-    store: Path, name: str, group: zarr.Group, rows: slice, files: Mapping[str, Mapping[str, Any]], mend: str
-) -> Any:
-    """Rows of the array `name` (its path in the store), which lies in `group`; `files` are the sizes to expect.
-
-    Zarr reads a lost chunk as the fill value, so every file of the array must have its size.
-
-    Raises:
-        UserError: it cannot be read, or a file is missing or of another size; the message ends with `mend`.
-    """
-    try:
-        for path, facts in files.items():
-            if path.startswith(f"{name}/") and (size := (store / path).stat().st_size) != facts["size"]:
-                raise OSError(f"{path} has {size:,} bytes, {facts['size']:,} when written")
-        return np.asarray(group[name.rpartition("/")[2]][rows])  # type: ignore[index]
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"{store}: array {name} cannot be read ({error}); {mend}") from error
-
-
-def finished_attributes(store: Path, group: str, what: str, command: str) -> dict[str, Any]:
-    """Attributes of a finished `group` that was added to a store; `what` it holds and the `command` that makes it.
-
-    Raises:
-        UserError: it is not there, was never finished, is damaged, or of another schema version.
-    """
-    if not (store / group).exists():
-        raise UserError(f"{store}: this scene has no {what}; `rw3d-prep {command} {store}` makes them")
-    again = f"delete {store / group} and run `rw3d-prep {command}` again"
-    try:
-        attrs: dict[str, Any] = dict(zarr.open_group(store / group, mode="r").attrs)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{store / group}: its zarr.json is missing or cannot be read ({reason}); {again}") from error
-    if not isinstance(attrs.get("complete"), dict):
-        raise UserError(f"{store / group}: no completion record, so these {what} were never finished; {again}")
-    if attrs.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{store / group}: written with schema version {attrs.get('schema_version')}, this rw3d reads "
-            f"{SCHEMA_VERSION}; install the matching rw3d, or {again}"
-        )
-    return attrs

@@ -140,7 +140,7 @@ def _final_image(scene: Scene, view: int, png: bytes, verdict: Verdict) -> bytes
     from rw3d_common.images import LabelFile
 
     height, width = (int(n) for n in scene.view_table["image_size"][view])
-    carried = LabelFile(scene.path / GROUP, "train_ids", scene.classes).read((height, width), png)
+    carried = LabelFile(scene.folder / GROUP, "train_ids", scene.classes).read((height, width), png)
     image = with_own(scene.read_label(view), _without(carried, verdict))
     return encode_train_ids(image, scene.classes) if (image != IGNORE).any() else b""
 

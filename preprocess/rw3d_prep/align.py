@@ -1,7 +1,7 @@
 """Sim(3) between scenes that overlap, kept in `alignment.json` beside them, and chains of scenes in one world.
 
     links = align(Path("stores/kitti360"))
-    drive = chain(open_collection("stores/kitti360/train/…_sync"), links, max_residual=0.05)
+    drives = chains(open_collection("stores/kitti360"), links, max_residual=0.05)
 
 Scenes stay as they are: each keeps its own world, and what relates them is derived and can be made anew at any time.
 """
@@ -9,6 +9,7 @@ Scenes stay as they are: each keeps its own world, and what relates them is deri
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
@@ -19,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rw3d_common.collection import open_collection
+from rw3d_common.config import config_hash
 from rw3d_common.errors import UserError, disk_errors
-from rw3d_common.log import Advance
+from rw3d_common.log import Advance, log
 from rw3d_common.scene import Scene
 from rw3d_common.schema import STORE_SUFFIX
 from rw3d_prep.overlap import correspondences, shared_views
 from rw3d_prep.sim3 import Sim3, robust_sim3
-from rw3d_prep.write import sha256_of
 
 ALIGNMENT = "alignment.json"
 
@@ -37,7 +38,7 @@ class Link:
     `sim3` leads from the scene's world to the predecessor's; it is None where too few pixels agree to tell.
     `residual` is the median distance of the same pixel's two points as a share of its depth, `residual_metres` in the
     predecessor's world; `inlier_share` of `correspondences` are within 5 % of the depth. `made_of` are the SHA-256 of
-    both scenes' metadata.
+    both scenes' completion records, which hold those of their files.
     """
 
     scene: str
@@ -77,7 +78,7 @@ def align(path: Path, advance: Advance = lambda amount=1, note="": None) -> list
     known = {link.made_of: link for link in read_alignment(path)}
     links = []
     for earlier, later in neighbours(collection):
-        made_of = (sha256_of(earlier.path / "zarr.json"), sha256_of(later.path / "zarr.json"))
+        made_of = (config_hash(earlier.attrs["complete"]), config_hash(later.attrs["complete"]))
         link = known.get(made_of) or _link(earlier, later, made_of)
         if link is not None:
             links.append(link)
@@ -121,32 +122,44 @@ def _link(earlier: Scene, later: Scene, made_of: tuple[str, str]) -> Link | None
     )
 
 
-def chain(scenes: Iterable[Scene], links: Sequence[Link], max_residual: float) -> list[Placed]:
-    """The scenes of one sequence in the world of its first, for merging.
+def chains(scenes: Iterable[Scene], links: Sequence[Link], max_residual: float) -> list[list[Placed]]:
+    """The scenes with views, each chain of overlapping ones in the world of its first.
+
+    A new chain begins with every sequence, and where neighbours share no frame: at a gap, which the log names.
 
     Raises:
-        UserError: several sequences, or two neighbours that do not overlap or do not fit as well as `max_residual`.
+        UserError: no scenes overlap at all, or two neighbours do not fit as well as `max_residual` asks for.
     """
     ordered = sorted((scene for scene in scenes if len(scene)), key=_place)
-    if _sequence(ordered[0]) != _sequence(ordered[-1]):
-        raise UserError(f"{ordered[0].path} and {ordered[-1].path}: of two sequences, which have no common world")
     by_scene = {(link.predecessor, link.scene): link for link in links}
-    placed = [alone(ordered[0])]
-    for earlier, later in pairwise(ordered):
-        step = _usable(by_scene.get((earlier.name, later.name)), earlier, later, max_residual)
-        new = np.ones(len(later), bool)
-        new[shared_views(earlier, later)[:, 1]] = False
-        placed.append(Placed(later, placed[-1].to_first @ step, new))
-    return placed
-
-
-def _usable(link: Link | None, earlier: Scene, later: Scene, max_residual: float) -> Sim3:
-    pair = f"{later.path} and {earlier.path.name.removesuffix(STORE_SUFFIX)}"
-    if link is None:
+    pairs = neighbours(ordered)
+    if pairs and not any((a.name, b.name) in by_scene for a, b in pairs):
+        first, second = pairs[0]
         raise UserError(
-            f"{pair}: share no frame, so nothing tells how their worlds lie to each other; "
+            f"{second.path} and {_title(first)}: share no frame, so nothing tells how their worlds lie to each other; "
             "reconstruct with --overlap 10 into another --out"
         )
+    found = [[alone(scene)] for scene in ordered[:1]]
+    for earlier, later in pairwise(ordered):
+        link = by_scene.get((earlier.name, later.name))
+        if link is None:
+            found.append([alone(later)])
+            if _sequence(earlier) == _sequence(later):
+                log.warning(f"{later.name} shares no frame with {_title(earlier)} and begins a cloud of its own")
+            continue
+        new = np.ones(len(later), bool)
+        new[shared_views(earlier, later)[:, 1]] = False
+        step = _usable(link, earlier, later, max_residual)
+        found[-1].append(Placed(later, found[-1][-1].to_first @ step, new))
+    return found
+
+
+def _title(scene: Scene) -> str:
+    return scene.path.name.removesuffix(STORE_SUFFIX)
+
+
+def _usable(link: Link, earlier: Scene, later: Scene, max_residual: float) -> Sim3:
+    pair = f"{later.path} and {_title(earlier)}"
     if link.sim3 is None:
         raise UserError(
             f"{pair}: their {link.correspondences} shared pixels determine no similarity; reconstruct with a larger --overlap"
@@ -176,7 +189,7 @@ def read_alignment(path: Path) -> list[Link]:
 
 
 def _write(path: Path, links: Sequence[Link]) -> None:
-    temporary = path / f"{ALIGNMENT}.tmp"
+    temporary = path / f"{ALIGNMENT}.tmp-{uuid.uuid4().hex[:12]}"  # several jobs may end together
     with disk_errors(path):
         temporary.write_text(json.dumps({"links": [_to_json(link) for link in links]}, indent=1), encoding="utf-8")
         temporary.replace(path / ALIGNMENT)

@@ -23,6 +23,7 @@ def scene_attributes(
     dataset's world.
     """
     entry = dataset_entry(config.dataset.name)
+    unit = "a unit of length of the model's own" if backend.get("metric") == "false" else "metres"
     return {
         "dataset": config.dataset.name,
         "split": split,
@@ -38,7 +39,7 @@ def scene_attributes(
         "label_encoding": label_encoding(config.dataset.labels, entry),
         "truth_encoding": entry.truth_encoding,
         "world_offset": world_offset.tolist(),
-        "axes": "OpenCV camera axes: x right, y down, z forward; metres",
+        "axes": f"OpenCV camera axes: x right, y down, z forward; {unit}",
         "tools": tool_versions(),
     }
 

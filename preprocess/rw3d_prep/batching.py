@@ -63,7 +63,10 @@ class Batch:
 
     @property
     def asked(self) -> int:
-        """Frames that were to be reconstructed together; more than there are where GPU memory did not suffice."""
+        """Frames that were to be reconstructed together; more than there are in a part of a batch.
+
+        Batches are halved where GPU memory does not suffice, and where their scene was unhealthy.
+        """
         return self.part_of or len(self.frames)
 
     @property

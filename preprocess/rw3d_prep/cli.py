@@ -19,6 +19,7 @@ from rw3d_prep.cli_accumulate import accumulate
 from rw3d_prep.cli_labels import labels_app, make_labels_app
 from rw3d_prep.cli_reconstruct import CORES, Root, Workers, plan, reconstruct
 from rw3d_prep.cli_samples import sample_views
+from rw3d_prep.cli_upload import upload
 from rw3d_prep.cli_view import Stores, align, export, view
 from rw3d_prep.workers import forget_interrupted_calls
 
@@ -47,6 +48,7 @@ app.command("sample-views")(sample_views)
 app.command()(align)
 app.command()(view)
 app.command()(export)
+app.command()(upload)
 
 
 @app.command()
@@ -118,10 +120,13 @@ def inspect(
 ) -> None:
     """Show tables: points per scene and view, labelled share per class, confidence quantiles, coverage, health."""
     from rw3d_common.collection import open_collection
-    from rw3d_prep.report import report
+    from rw3d_prep.align import read_alignment
+    from rw3d_prep.report import alignment_table, report
 
     collection = list(open_collection(stores))
     console().print(report(collection, views_of=scenes))
+    if links := read_alignment(stores):
+        console().print(alignment_table(links))
     if picture:
         from rw3d_prep.picture import write_picture
 

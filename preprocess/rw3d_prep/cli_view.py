@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,12 +55,13 @@ def export(
     color: Annotated[Color, typer.Option(help="What the colours show.")] = Color.rgb,
     merge: Annotated[
         bool,
-        typer.Option("--merge", help="One cloud per sequence, of scenes that share frames (`reconstruct --overlap`)."),
+        typer.Option("--merge", help="Scenes that share frames (`reconstruct --overlap`) as one cloud."),
     ] = False,
     max_residual: MaxResidual = 0.05,
 ) -> None:
     """Write scenes as PLY point clouds that MeshLab, CloudCompare and Open3D open."""
     from rw3d_common.collection import open_collection
+    from rw3d_prep.align import chains
     from rw3d_prep.export import export_merged, export_ply
 
     collection = open_collection(stores)
@@ -70,10 +70,10 @@ def export(
             path = ply if len(collection) == 1 and ply.suffix == ".ply" else ply / f"{scene.name}.ply"
             log.info(f"{path}: {export_ply(scene, path, color.value):,} points")
         return
-    chains = _chains(stores, collection, max_residual)
-    for name, chain in chains.items():
-        path = ply if len(chains) == 1 and ply.suffix == ".ply" else ply / f"{name}.ply"
-        log.info(f"{path}: {export_merged(chain, path, color.value):,} points of {len(chain)} scenes")
+    drives = chains(collection, _links(stores), max_residual)
+    for drive in drives:
+        path = ply if len(drives) == 1 and ply.suffix == ".ply" else ply / f"{_title(drive)}.ply"
+        log.info(f"{path}: {export_merged(drive, path, color.value):,} points of {len(drive)} scenes")
 
 
 def view(
@@ -83,28 +83,28 @@ def view(
         str | None, typer.Option(help="Which scene of a folder, by its name or the end of it. Default: the largest.")
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="The whole sequence, if its scenes share frames (`reconstruct --overlap`).")
+        bool, typer.Option("--merge", help="With all scenes that it shares frames with, and theirs (`reconstruct --overlap`).")
     ] = False,
     max_residual: MaxResidual = 0.05,
-    points: Annotated[int, typer.Option(min=1, max=2_000_000, help="Most points on the page, 20 bytes each.")] = 200_000,
+    points: Annotated[int, typer.Option(min=1, max=2_000_000, help="Most points on the page, about 40 bytes each.")] = 200_000,
     color: Annotated[Color, typer.Option(help="The colours to begin with; the page can switch.")] = Color.rgb,
     png: Annotated[Path | None, typer.Option(help="Also write a picture of the cloud in these colours.")] = None,
 ) -> None:  # fmt: skip
     """Write a web page that shows a scene, or a whole sequence, as a cloud to turn around in."""
     from rw3d_common.collection import open_collection
-    from rw3d_prep.align import alone
+    from rw3d_prep.align import alone, chains
     from rw3d_prep.view import sample_cloud, write_page, write_png
 
     collection = open_collection(stores)
     chosen = _chosen(collection, scene)
-    if merge:
-        sequence = [other for other in collection if _sequence(other) == _sequence(chosen) and len(other)]
-        (chain,) = _chains(stores, sequence, max_residual).values()
-    else:
-        chain = [alone(chosen)]
-    cloud = sample_cloud(chain, points)
+    drive = [alone(chosen)]
+    if merge and len(chosen):
+        same = [other for other in collection if _sequence(other) == _sequence(chosen)]
+        drives = chains(same, _links(stores), max_residual)
+        drive = next(drive for drive in drives if any(placed.scene.name == chosen.name for placed in drive))
+    cloud = sample_cloud(drive, points)
     write_page(cloud, out, color.value)
-    what = f"{len(chain)} scenes of {_sequence(chosen)}" if merge else chosen.name
+    what = f"{len(drive)} scene{'s' * (len(drive) > 1)}, {_title(drive)}"
     log.info(f"{out}: {len(cloud.position):,} of {cloud.total:,} points of {what}; open it in a browser")
     if len(collection) > 1 and scene is None:
         log.info(f"{len(collection)} scenes are here: --scene NAME shows another")
@@ -122,14 +122,13 @@ def _links(stores: Path) -> list[Link]:
         return run(stores, advance)
 
 
-def _chains(stores: Path, scenes: Collection | list[Scene], max_residual: float) -> dict[str, list[Placed]]:
-    from rw3d_prep.align import chain
-
-    links = _links(stores)
-    with_views = sorted((scene for scene in scenes if len(scene)), key=_sequence)
-    if not with_views:
-        raise UserError(f"{stores}: only point clouds without views, which have nothing to be merged by; drop --merge")
-    return {name: chain(members, links, max_residual) for name, members in groupby(with_views, key=_sequence)}
+def _title(drive: list[Placed]) -> str:
+    """split/sequence/first-last frame of a chain of scenes; a single cloud without views keeps its name."""
+    first, last = drive[0].scene, drive[-1].scene
+    if not len(first):
+        return first.name
+    frames = first.view_table["frame_id"][0], last.view_table["frame_id"][-1]
+    return f"{_sequence(first)}/{frames[0]:010d}-{frames[1]:010d}"
 
 
 def _sequence(scene: Scene) -> str:

@@ -35,7 +35,7 @@ def read_column(scene: Scene, name: str) -> npt.NDArray[Any]:
     spec = next(spec for spec in (*POINTS, LABEL_ACCUMULATED) if spec.name == name)
     rows: npt.NDArray[Any] = np.empty((scene.n_points, *spec.row), spec.dtype)
     last = np.empty((spec.chunk_rows, *spec.row), spec.dtype)
-    decode, folder = _decoder(spec), scene.path / "points" / name
+    decode, folder = _decoder(spec), scene.folder / "points" / name
     try:
         for start, chunk in _chunks(folder, spec, scene.n_points):
             part = rows[start : start + spec.chunk_rows]

@@ -35,8 +35,11 @@ class PrepConfig(Section):
             if not section[option]:
                 del section[option]  # scenes from before these options stay the same
         del batching["min_size"]  # a scene records which frames it got
-        if values["backend"].get("lidar") == "scan":
-            del values["backend"]["lidar"]
+        backend = values["backend"]
+        backend.pop("licence_policy", None)  # it refuses scenes and changes none
+        for option, before in (("lidar", "scan"), ("use", [])):
+            if backend.get(option) == before:
+                del backend[option]
         return {**values, "class_map": classes, "schema_version": SCHEMA_VERSION}
 
     def hash(self) -> str:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rw3d_prep.reconstruct.mapanything_model import GUIDE, KNOWN, WEIGHT_FILES, dinov2_code, package_version, torch_home
+from rw3d_prep.reconstruct.mapanything_model import GUIDE, WEIGHT_FILES, dinov2_code, package_version, torch_home
+from rw3d_prep.reconstruct.models import KNOWN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -183,18 +184,23 @@ def _mapanything() -> list[Check]:
 
 
 def _weights() -> Check:
-    """Weights of MapAnything in the hub's cache; a folder passed as `backend.weights` is not looked for."""
+    """Weights of known models in the hub's cache; a folder passed as `backend.weights` is not looked for."""
     snapshots = [folder for name in KNOWN for folder in _hub().glob(f"models--{name.replace('/', '--')}/snapshots/*")]
     whole = [folder for folder in snapshots if all((folder / file).is_file() for file in WEIGHT_FILES)]
     if not whole:
         return Check("MapAnything weights", None, f"none in {_hub()}", f"{GUIDE} tells how to fetch them once")
-    pinned = {weights.revision for weights in KNOWN.values()}
+    pinned = {model.revision for model in KNOWN.values()}
     names = [
         f"{folder.parts[-3].removeprefix('models--').replace('--', '/')} at {folder.name[:12]}" for folder in whole
     ]
     if any(folder.name in pinned for folder in whole):
         return Check("MapAnything weights", True, ", ".join(names))
-    return Check("MapAnything weights", None, ", ".join(names), "none of these is the revision that this version pins")
+    return Check(
+        "MapAnything weights",
+        None,
+        ", ".join(names),
+        "none of these is a revision that this version pins; name theirs with --revision",
+    )
 
 
 def _hub() -> Path:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rw3d_common.errors import UserError
 from rw3d_common.log import log
@@ -31,15 +31,40 @@ from rw3d_prep.frames import Frame
 from rw3d_prep.gpu_times import RunTimes, Times
 from rw3d_prep.reconstruct import gpu_memory
 from rw3d_prep.reconstruct.base import GpuBackend, RawView
-from rw3d_prep.workers import explained, worker_pool
+from rw3d_prep.workers import explained, failed, worker_pool
 
 Scene = tuple[Batch, Future[dict[str, Any]]]
 Loading = tuple[Batch, Future[Any]]
 Finishing = deque[Future[tuple[FinishedView, float]]]
 
 
+class BatchSource(Protocol):
+    """Where a run takes its batches from, one by one."""
+
+    def take(self) -> Batch | None:
+        """The next batch; None when there is none, at least for now."""
+        ...
+
+    def replace(self, batch: Batch, halves: tuple[Batch, Batch]) -> None:
+        """Put the halves of a batch that was taken next in line."""
+        ...
+
+
+class BatchList:
+    """A source whose batches are known."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._todo = deque(batches)
+
+    def take(self) -> Batch | None:
+        return self._todo.popleft() if self._todo else None
+
+    def replace(self, batch: Batch, halves: tuple[Batch, Batch]) -> None:
+        self._todo.extendleft(reversed(halves))
+
+
 def run_on_gpu(
-    batches: Sequence[Batch],
+    source: BatchSource,
     backend: GpuBackend,
     config: PrepConfig,
     root: Path,
@@ -52,12 +77,30 @@ def run_on_gpu(
     A batch that runs out of GPU memory is replaced by its halves, as long as these have `batching.min_size` frames.
     When this generator is closed early, after an exception or a signal, nothing unfinished stays.
     """
-    if not batches:
-        return
     with ExitStack() as stack:
         stages = _Stages(backend, config, root, out, workers, on_step, stack)
-        yield from stages.run(batches)
+        yield from stages.run(source)
         stages.times.log(workers)
+
+
+def halves_of(batch: Batch, error: Exception, smallest: int) -> tuple[Batch, Batch]:
+    """The halves of a batch that does not fit into GPU memory, as `error` says.
+
+    Raises:
+        UserError: they would have fewer than `smallest` frames.
+    """
+    size, halves = len(batch.frames), batch.halves()
+    if halves is None or min(len(half.frames) for half in halves) < smallest:
+        raise UserError(
+            f"{batch.name}: {size} images do not fit into GPU memory ({gpu_memory.brief(error)}) and --min-batch "
+            f"{smallest} forbids halving them; try a lower --min-batch, or --set backend.minibatch_size=1"
+        )
+    most = max(len(half.frames) for half in halves)
+    log.warning(
+        f"{batch.name}: {size} images do not fit into GPU memory and become two scenes; "
+        f"--batch-size {most} would save such attempts"
+    )
+    return halves
 
 
 def finish_view(
@@ -96,26 +139,26 @@ class _Stages:
         for _ in range(workers):
             self.submit(_warm_up)
 
-    def run(self, batches: Sequence[Batch]) -> Generator[Scene]:
-        todo = deque(batches)
-        ahead: Loading | None = self._load(todo.popleft())
+    def run(self, source: BatchSource) -> Generator[Scene]:
+        ahead = self._load_next(source)
         self.backend.load_model()
         self.times.start()
-        while ahead is not None or todo:
-            batch, loading = ahead or self._load(todo.popleft())
-            ahead = self._load(todo.popleft()) if todo else None
-            error = self._infer(batch, loading)
+        while (loading := ahead or self._load_next(source)) is not None:
+            batch, images = loading
+            ahead = self._load_next(source)
+            error = self._infer(batch, images)
             if error is not None and gpu_memory.is_exhausted(error):
-                error = self._halve(batch, error, todo)
+                error = self._halve(batch, error, source)
             if error is not None:
-                yield batch, _failed(error)
+                yield batch, failed(error)
             while self.writing and self.writing[0][1].done():
                 yield self._written()
         while self.writing:
             yield self._written()
 
-    def _load(self, batch: Batch) -> Loading:
-        return batch, self.loader.submit(self.backend.load, batch.frames)
+    def _load_next(self, source: BatchSource) -> Loading | None:
+        batch = source.take()
+        return None if batch is None else (batch, self.loader.submit(self.backend.load, batch.frames))
 
     def _infer(self, batch: Batch, loading: Future[Any]) -> Exception | None:
         """Run the model and hand its views to workers and writer; returns the error if that fails."""
@@ -153,21 +196,13 @@ class _Stages:
             self.submit = self.stack.enter_context(worker_pool(self.workers))
             return self.submit(*work)
 
-    def _halve(self, batch: Batch, error: Exception, todo: deque[Batch]) -> UserError | None:
+    def _halve(self, batch: Batch, error: Exception, source: BatchSource) -> UserError | None:
         """Put the halves of a batch that does not fit next in line; returns an error if they would be too small."""
         gpu_memory.release()
-        size, halves, smallest = len(batch.frames), batch.halves(), self.config.batching.min_size
-        if halves is None or min(len(half.frames) for half in halves) < smallest:
-            return UserError(
-                f"{batch.name}: {size} images do not fit into GPU memory ({gpu_memory.brief(error)}) and --min-batch "
-                f"{smallest} forbids halving them; try a lower --min-batch, or --set backend.minibatch_size=1"
-            )
-        most = max(len(half.frames) for half in halves)
-        log.warning(
-            f"{batch.name}: {size} images do not fit into GPU memory and become two scenes; "
-            f"--batch-size {most} would save such attempts"
-        )
-        todo.extendleft(reversed(halves))
+        try:
+            source.replace(batch, halves_of(batch, error, self.config.batching.min_size))
+        except UserError as too_small:
+            return too_small
         return None
 
     def _write(self, batch: Batch, views: Finishing, times: Times) -> dict[str, Any]:
@@ -196,9 +231,3 @@ class _Stages:
 
 def _warm_up() -> None:
     """Have a worker import this module, while the model loads and the first images are decoded."""
-
-
-def _failed(error: Exception) -> Future[dict[str, Any]]:
-    future: Future[dict[str, Any]] = Future()
-    future.set_exception(error)
-    return future

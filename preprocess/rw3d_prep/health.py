@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +76,11 @@ class SceneHealth:
     rpe: float
     rpe_degrees: float
 
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, None where they are not finite, and the faults."""
+        numbers = {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+        return {**numbers, "faults": self.faults()}
+
     def faults(self) -> list[str]:
         """What is out of bounds, one phrase each; nothing in a healthy scene, and never because of NaN."""
         limits = (
@@ -92,10 +97,10 @@ class SceneHealth:
 
 
 # Limits beyond which a scene is flagged. They are wide: a flag means "look at it", and costs hours where it is wrong.
-LEAST_FINITE = 0.01  # a LiDAR scan fills about 4 % of its image; a view below 1 % is as good as empty
+LEAST_FINITE = 0.01  # a LiDAR scan fills 4 to 8 % of its image; a view below 1 % is as good as empty
 MOST_DEPTH_RATIO = 1000.0  # streets span 1 : 30, rooms 1 : 10; more is flying points that blow up voxel grids
-MOST_RESIDUAL = 0.1  # sound stereo and LiDAR scenes have 0.5 to 3 %; at 10 % surfaces appear twice
-MOST_JITTER = 0.5  # 0: even motion, 0.7: independent random steps
+MOST_RESIDUAL = 0.1  # sound RGB-D, LiDAR and stereo scenes have 0.5 to 2 %; at 10 % surfaces appear twice
+MOST_JITTER = 0.5  # 0: even motion, 0.3: hand-held at one image a second, 0.7: independent random steps
 MOST_SCALE = 1.5  # voxel sizes and radii are metres
 STILL = 1e-3  # of the nearest depths: a mean step below this is a camera that stands, and its path is noise
 STANDING = 0.05  # metres: given poses that span less say nothing of the scale
@@ -139,7 +144,7 @@ def pose_jitter(camera_to_world: F64, cameras: npt.NDArray[np.uint8], still: flo
         change += np.linalg.norm(np.diff(steps, axis=0), axis=1).sum()
         total += (length[1:] + length[:-1]).sum()
         count += 2 * max(len(steps) - 1, 0)
-    return change / total if total > still * count else float("nan")
+    return float(change / total) if total > still * count else float("nan")
 
 
 def _against_given(poses: F64, given: F64, cameras: npt.NDArray[np.uint8]) -> dict[str, float]:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from rw3d_common.collection import store_paths
 from rw3d_common.config import difference
 from rw3d_common.errors import DiskFull, UserError, disk_errors
 from rw3d_common.log import Metrics, log, progress
 from rw3d_common.scene import open_scene
-from rw3d_common.schema import STORE_SUFFIX
 from rw3d_prep import batch_scene
-from rw3d_prep.batching import Batch, listed_parts, make_batches, missing_parts, part_names
-from rw3d_prep.clouds import write_cloud
+from rw3d_prep.batching import Batch, listed_parts, make_batches
 from rw3d_prep.config import PrepConfig, save_config
 from rw3d_prep.datasets import read_frames
-from rw3d_prep.frames import Cloud, Frame
-from rw3d_prep.gpu_pipeline import run_on_gpu
+from rw3d_prep.machines import Machines
 from rw3d_prep.outcome import FAILURES, Outcome, failed_scenes, forget_failures
 from rw3d_prep.publish import MANIFEST, write_manifest
 from rw3d_prep.reconstruct import in_own_world, usable_frames
-from rw3d_prep.reconstruct.base import GpuBackend
-from rw3d_prep.workers import run_in_processes
-from rw3d_prep.write import sweep_orphans
-
-Work = Batch | Cloud  # what becomes one scene
+from rw3d_prep.redo import find_redos, remove_replaced, warn_of_half_done
+from rw3d_prep.shard import WHOLE, Shard
+from rw3d_prep.work import Work, frames_of, missing_work, scene_names, steps_of
+from rw3d_prep.write import finished_names, sweep_orphans
 
 
 def find_batches(config: PrepConfig, root: Path) -> tuple[list[Work], list[str]]:
@@ -52,70 +46,100 @@ def find_batches(config: PrepConfig, root: Path) -> tuple[list[Work], list[str]]
     return [*make_batches(frames, config.batching), *clouds], [*found.notes, *dropped]
 
 
-def reconstruct(config: PrepConfig, root: Path, out: Path, workers: int, retry_failed: bool = False) -> Outcome:
+def reconstruct(
+    config: PrepConfig,
+    root: Path,
+    out: Path,
+    workers: int,
+    retry_failed: bool = False,
+    redo_size: int | None = None,
+    shard: Shard = WHOLE,
+    gpus: Sequence[int] = (),
+    scheduler: str | Path | None = None,
+) -> Outcome:
     """Make every scene that is not there yet; safe to kill and to call again.
 
-    With `retry_failed` only the batches that failures.jsonl lists are tried.
+    With `retry_failed` only the batches that failures.jsonl lists are tried; with `redo_size` only unhealthy scenes
+    are made again, from at most so many frames each. Scenes are made by `workers` processes, by `gpus` of this machine,
+    or by the Dask cluster of a `scheduler`, given by its address or file. A `shard` is one job of several that write
+    into the same `out`: it makes its part.
 
     Raises:
         UserError: bad input found before work starts, scenes of another configuration in `out`, or a full disk.
     """
-    batches, notes = find_batches(config, root)
+    if scheduler:
+        root, out = root.absolute(), out.absolute()  # its workers run in folders of their own
+    recipe, notes = find_batches(config, root)
     for note in notes:
         log.warning(note)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        sweep_orphans(out)
-        refuse_other_config(config, out)
-        save_config(config, out / "config.yaml")
-    outcome, todo = _what_to_do(batches, out, retry_failed)
+    batches = shard.of(recipe)
+    own = None if shard.is_whole else scene_names(batches)
+    _open_folder(config, out, own)
+    failures = shard.file(out / FAILURES)
+    earlier = {path: path.stat().st_size for path in shard.files_read(out / FAILURES) if path.is_file()}
+    outcome, todo = _what_to_do(batches, out, earlier if retry_failed else None)
+    with_views = [work for work in batches if isinstance(work, Batch)]
+    redos = [] if redo_size is None else find_redos(with_views, out, redo_size)
+    if redo_size is None:
+        warn_of_half_done(with_views, finished_names(out))
+    else:
+        todo = [part for redo in redos for part in redo.missing(finished_names(out))]
+    machines = Machines(config, root, out, workers, gpus, scheduler)
     if todo:
-        batch_scene.backend_of(config.backend).require()
+        machines.require()
+    metrics = Metrics(shard.file(out / "metrics.jsonl"))
     with disk_errors(out):
         if todo:
             (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
-        failures = out / FAILURES
-        earlier = failures.stat().st_size if failures.is_file() else 0
         try:
-            _run(todo, config, root, out, workers, outcome)
+            if todo:
+                _run(todo, machines, outcome, failures, metrics)
         finally:
-            sweep_orphans(out)
-        forget_failures(failures, earlier)
-        write_manifest(out)
+            sweep_orphans(out, own)
+        if redo_size is None:  # else those that failed before were not tried
+            for path, size in earlier.items():
+                forget_failures(path, size)
+        remove_replaced(redos, out, metrics)
+        missing = sum(map(bool, missing_work(recipe, finished_names(out)).values()))
+        if shard.is_whole or not missing:
+            write_manifest(out)
+        else:
+            log.info(f"{missing} of {len(recipe)} scenes are missing; the job that finds all there writes {MANIFEST}")
     return outcome
 
 
-def _what_to_do(batches: Sequence[Work], out: Path, retry_failed: bool) -> tuple[Outcome, list[Work]]:
-    """What is finished, and what is to be made: all that is missing, or, of that, only what failed before."""
-    finished = {path.relative_to(out).as_posix().removesuffix(STORE_SUFFIX) for path in store_paths(out)}
-    halves = finished - {batch.name for batch in batches}
-    missing = {batch.name: _missing(batch, finished, halves) for batch in batches}
+def _open_folder(config: PrepConfig, out: Path, own: set[str] | None) -> None:
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        sweep_orphans(out, own)
+        refuse_other_config(config, out)
+        save_config(config, out / "config.yaml")
+
+
+def _what_to_do(batches: Sequence[Work], out: Path, failures: Iterable[Path] | None) -> tuple[Outcome, list[Work]]:
+    """What is finished, and what is to be made: all that is missing, or, of that, only what `failures` list."""
+    missing = missing_work(batches, finished_names(out))
     outcome = Outcome(skipped=[name for name, parts in missing.items() if not parts])
     todo = [part for parts in missing.values() for part in parts]
     if outcome.skipped:
         log.info(f"{len(outcome.skipped)} of {len(batches)} scenes are finished and kept")
-    if retry_failed:
-        failed = failed_scenes(out / FAILURES)
-        _refuse_unknown(failed, batches, out / FAILURES)
-        todo = [part for work in todo for part in _listed(work, failed)]
+    if failures is not None:
+        listed = {path: failed_scenes(path) for path in failures}
+        _refuse_unknown(listed, batches)
+        todo = [part for work in todo for part in _listed(work, set().union(*listed.values()))]
         log.info(f"{len(todo)} batches failed before and are tried again")
     return outcome, todo
 
 
-def _refuse_unknown(failed: set[str], batches: Sequence[Work], failures: Path) -> None:
+def _refuse_unknown(listed: Mapping[Path, set[str]], batches: Sequence[Work]) -> None:
     """Raise UserError for a failure that is of no batch: other options would silently try something else."""
-    known = {name for work in batches for name in (part_names(work) if isinstance(work, Batch) else [work.name])}
-    if unknown := failed - known:
-        raise UserError(
-            f"{failures}: {min(unknown)} is no batch of this recipe; repeat the options of the run that failed, "
-            "or run without --retry-failed, which makes all that is missing"
-        )
-
-
-def _missing(work: Work, finished: set[str], halves: set[str]) -> Sequence[Work]:
-    if work.name in finished:
-        return []
-    return missing_parts(work, halves) if halves and isinstance(work, Batch) else [work]
+    known = scene_names(batches)
+    for failures, names in listed.items():
+        if unknown := names - known:
+            raise UserError(
+                f"{failures}: {min(unknown)} is no batch of this recipe; repeat the options of the run that failed, "
+                "or run without --retry-failed, which makes all that is missing"
+            )
 
 
 def _listed(work: Work, names: set[str]) -> Sequence[Work]:
@@ -124,13 +148,13 @@ def _listed(work: Work, names: set[str]) -> Sequence[Work]:
     return [work] if work.name in names else []
 
 
-def _run(todo: Sequence[Work], config: PrepConfig, root: Path, out: Path, workers: int, outcome: Outcome) -> None:
+def _run(todo: Sequence[Work], machines: Machines, outcome: Outcome, failures: Path, metrics: Metrics) -> None:
     """Work through the batches and clouds; a failed one is recorded and the others go on."""
-    metrics = Metrics(out / "metrics.jsonl")
-    steps = sum(max(len(frames_of(work)), 1) for work in todo)
     with (
-        progress("reconstruct", steps, "views" if any(map(frames_of, todo)) else "clouds") as advance,
-        closing(_scenes(todo, config, root, out, workers, advance)) as finished,
+        progress(
+            "reconstruct", sum(map(steps_of, todo)), "views" if any(map(frames_of, todo)) else "clouds"
+        ) as advance,
+        closing(machines.make_scenes(todo, advance)) as finished,
     ):
         for work, future in finished:
             try:
@@ -138,27 +162,12 @@ def _run(todo: Sequence[Work], config: PrepConfig, root: Path, out: Path, worker
             except DiskFull:
                 raise
             except Exception as error:  # noqa: BLE001 - one batch must not take the others with it; nothing is hidden
-                outcome.record(work.name, error, out / FAILURES, frames=[str(frame) for frame in frames_of(work)])
+                outcome.record(work.name, error, failures, frames=[str(frame) for frame in frames_of(work)])
             else:
                 outcome.written.append(work.name)
                 for note in counts.get("notes", ()):
                     log.warning(note)
                 metrics.write(scene=work.name, **counts)
-
-
-def _scenes(
-    todo: Sequence[Work], config: PrepConfig, root: Path, out: Path, workers: int, on_step: Callable[[], object]
-) -> Generator[tuple[Work, Future[dict[str, Any]]]]:
-    """Yield what has been made, or has failed, as it happens."""
-    backend = batch_scene.backend_of(config.backend)
-    if isinstance(backend, GpuBackend):
-        batches = [work for work in todo if isinstance(work, Batch)]  # clouds are measured: no GPU makes them
-        yield from run_on_gpu(batches, backend, config, root, out, workers, on_step)
-        return
-    arguments = [(work, config, root, out) for work in todo]
-    with closing(run_in_processes(make_scene, arguments, min(workers, len(todo)), on_step)) as finished:
-        for index, future in finished:
-            yield todo[index], future
 
 
 def refuse_other_config(config: PrepConfig, out: Path) -> None:
@@ -171,15 +180,3 @@ def refuse_other_config(config: PrepConfig, out: Path) -> None:
                 f"{store}: made with another configuration ({changed}); choose another --out, "
                 "repeat with the old values, or delete the old scenes"
             )
-
-
-def frames_of(batch: Work) -> tuple[Frame, ...]:
-    """The frames of a batch; a cloud has none."""
-    return batch.frames if isinstance(batch, Batch) else ()
-
-
-def make_scene(batch: Work, config: PrepConfig, root: Path, out: Path) -> dict[str, Any]:
-    """Make the scene of a batch or of a cloud; see `reconstruct_batch` and `write_cloud`."""
-    if isinstance(batch, Cloud):
-        return write_cloud(batch, config, root, out)
-    return batch_scene.reconstruct_batch(batch, config, root, out)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rw3d_common.collection import store_paths
+from rw3d_common.collection import local_stores
 from rw3d_common.scene import Scene, open_scene
+from rw3d_prep.health import scene_health
 from rw3d_prep.write import is_still, sha256_of
 
 MANIFEST = "manifest.json"
@@ -35,18 +36,19 @@ def write_manifest(out: Path) -> None:
 
 
 def _manifest(out: Path) -> dict[str, Any]:
-    scenes = [open_scene(path) for path in store_paths(out)]
-    entries = {scene.path.relative_to(out).as_posix(): _entry(scene) for scene in scenes}
+    scenes = [open_scene(path) for path in local_stores(out)]
+    entries = {scene.folder.relative_to(out).as_posix(): _entry(scene) for scene in scenes}
     return {"scenes": entries, "class_points": _class_points(scenes)}
 
 
 def _entry(scene: Scene) -> dict[str, Any]:
-    root = scene.path / "zarr.json"
+    root = scene.folder / "zarr.json"
     files = {**scene.attrs["complete"]["files"], "zarr.json": {"sha256": sha256_of(root), "size": root.stat().st_size}}
     keys = ("dataset", "split", "sequence", "config_hash", "class_map_hash")
     return {
         **{key: scene.attrs[key] for key in keys},
         **{key: scene.attrs["complete"][key] for key in ("views", "points", "labelled_points", "finished")},
+        **({"health": scene_health(scene).to_json()} if len(scene) else {}),
         "files": files,
     }
 

@@ -202,5 +202,5 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, name in enumerate(columns):
         left = index == 0 or name in ("geometry", "class", "camera", "to", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name in ("scene", "class"))
+        table.add_column(name, justify="left" if left else "right", no_wrap=name in ("scene", "class", "to"))
     return table

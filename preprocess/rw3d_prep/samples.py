@@ -54,11 +54,15 @@ def identity(scene: Scene, config: SampleConfig) -> dict[str, Any]:
 
 
 def wanted_views(scene: Scene, config: SampleConfig) -> npt.NDArray[np.int64]:
-    """Indices of the views that get samples, rising: those with a label of the kind asked for, or all."""
+    """Indices of the views that get samples, rising: those with a label of the kind asked for, or all.
+
+    Views that an earlier scene has too are left to it, or the same frame would be trained on twice as often.
+    """
     labelled = scene.view_table["has_label"]
     if config.labels == "accumulated" and labelled.any():  # without one, no label was there to carry
         labelled = scene.accumulated.has_label
-    return np.flatnonzero(labelled) if config.views == "labelled" else np.arange(len(labelled))
+    wanted = labelled if config.views == "labelled" else np.ones_like(labelled)
+    return np.flatnonzero(wanted & ~scene.view_table["shared"])
 
 
 def is_sampled(scene: Scene, config: SampleConfig, overwrite: bool = False) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rw3d_common.cameras import NO_PIXEL, is_rigid
-from rw3d_common.collection import store_paths
+from rw3d_common.collection import local_stores
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
 from rw3d_common.scene import Scene, open_scene
@@ -29,7 +29,7 @@ def verify(path: Path, advance: Callable[..., None] = lambda amount=1, note="": 
     Raises:
         UserError: nothing to verify at this path.
     """
-    stores = store_paths(path)
+    stores = local_stores(path)
     if not stores or not path.exists():
         raise UserError(f"{path}: no scene store here; make some with `rw3d-prep reconstruct --out {path}`")
     faults = _manifest_faults(path, stores)
@@ -87,7 +87,7 @@ def _manifest_faults(path: Path, stores: list[Path]) -> list[str]:
 
 def _file_faults(scene: Scene, sampled: bool, accumulated: bool) -> list[str]:
     """Files that are missing, altered or foreign; those of groups added later count where their record can be read."""
-    promised, there = dict(scene.attrs["complete"]["files"]), file_table(scene.path)
+    promised, there = dict(scene.attrs["complete"]["files"]), file_table(scene.folder)
     added = {
         GROUP: verify_samples.sample_files(scene) if sampled else None,
         ACCUMULATED: verify_accumulated.accumulated_files(scene) if accumulated else None,

@@ -20,7 +20,7 @@ from rw3d_prep.align import Placed
 from rw3d_prep.picture import beside, fitting_intrinsics, overview_camera, splat
 
 LABELLED_SHARE = 0.25  # of the points at most are drawn from the labelled ones, which would hardly show otherwise
-DIMMED = 0.35  # photo colours, behind labels
+DIMMED = 0.45  # photo colours, behind labels
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,13 @@ def sample_cloud(chain: Sequence[Placed], points: int) -> ViewCloud:
     Raises:
         UserError: there are no points, or they cannot be read.
     """
-    there = [_kept(placed) for placed in chain]
-    total = sum(int(np.count_nonzero(kept)) for kept in there)
+    counts = [int(_points_per_part(placed)[_is_new(placed)].sum()) for placed in chain]
+    total = sum(counts)
     if not total:
         raise UserError(f"{chain[0].scene.path}: has no points to show; reconstruct it with another backend")
     parts, views = [], 0
-    for number, (placed, kept) in enumerate(zip(chain, there, strict=True)):
-        budget = min(points, total) * int(np.count_nonzero(kept)) // total
-        parts.append(_sample(placed, kept, budget, number, views))
+    for number, (placed, count) in enumerate(zip(chain, counts, strict=True)):
+        parts.append(_sample(placed, min(points, total) * count // total, number, views))
         views += len(placed.scene)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     first = chain[0].scene
@@ -80,15 +79,19 @@ def sample_cloud(chain: Sequence[Placed], points: int) -> ViewCloud:
     )
 
 
-def _kept(placed: Placed) -> npt.NDArray[np.bool_]:
-    """(N,) bool: points of no view, and of views that no earlier scene of the chain has."""
-    return np.repeat(np.append(True, placed.new), np.diff(placed.scene.view_table["point_offset"], prepend=0))
+def _points_per_part(placed: Placed) -> npt.NDArray[np.int64]:
+    """(1 + V,) how many points belong to no view, and to each view."""
+    return np.diff(placed.scene.view_table["point_offset"], prepend=0)
 
 
-def _sample(
-    placed: Placed, kept: npt.NDArray[np.bool_], budget: int, number: int, views_before: int
-) -> dict[str, npt.NDArray[Any]]:
+def _is_new(placed: Placed) -> npt.NDArray[np.bool_]:
+    """(1 + V,) bool: the points of no view, and of views that no earlier scene of the chain has."""
+    return np.append(True, placed.new)
+
+
+def _sample(placed: Placed, budget: int, number: int, views_before: int) -> dict[str, npt.NDArray[Any]]:
     scene, rng = placed.scene, np.random.default_rng(number)
+    kept = np.repeat(_is_new(placed), _points_per_part(placed))
     label = scene.read("label")
     labelled = np.flatnonzero(kept & (label != IGNORE))
     others = np.flatnonzero(kept & (label == IGNORE))
@@ -141,20 +144,19 @@ def write_page(cloud: ViewCloud, path: Path, first: str = "rgb") -> None:
     shown = colorings(cloud)
     if first not in shown:
         raise UserError(f"{cloud.title}: no '{first}' to colour by; this scene has {', '.join(shown)}")
-    forward = cloud.camera[:3, 2]
+    preferred = ", labelled ones preferred" if (cloud.label != IGNORE).any() else ""
     modes = [
         {"name": name, "colors": _base64(colors), "legend": _legend(cloud, name)} for name, colors in shown.items()
     ]
     data = {
         "title": cloud.title,
-        "facts": f"{len(cloud.position):,} of {cloud.total:,} points, labelled ones preferred",
+        "facts": f"{len(cloud.position):,} of {cloud.total:,} points{preferred}",
         "position": _base64(cloud.position),
         "modes": modes,
         "first": list(shown).index(first),
         "eye": cloud.camera[:3, 3].tolist(),
-        "forward": forward.tolist(),
         "up": _up(cloud.camera).tolist(),
-        **_distances(cloud),
+        **_viewpoint(cloud),
     }
     template = resources.files("rw3d_prep").joinpath("view.html").read_text(encoding="utf-8")
     page = template.replace("__DATA__", json.dumps(data).replace("<", "\\u003c"))  # no tag may end the script early
@@ -169,14 +171,23 @@ def _up(camera: F64) -> F64:
     return up
 
 
-def _distances(cloud: ViewCloud) -> dict[str, float]:
-    """Metres from the eye to what it turns around, and the spacing that points of even density would have."""
+def _viewpoint(cloud: ViewCloud) -> dict[str, Any]:
+    """Where the page looks first, in which direction and how wide, and the spacing that points of even density have.
+
+    `forward` (3,); `focal` length in half heights of the picture; `distance` in metres to what the page turns around.
+    """
+    lens = fitting_intrinsics(cloud.position, cloud.camera, 1600, 900)
+    middle = np.array([(800 - lens[0, 2]) / lens[0, 0], (450 - lens[1, 2]) / lens[1, 1], 1])
     depth = project(cloud.position, np.eye(3), cloud.camera)[2]
     ahead = depth[depth > 0]
-    distance = float(np.median(ahead)) if len(ahead) else 1.0
     extent = np.quantile(cloud.position, [0.05, 0.95], axis=0)
     area = float(np.sort(extent[1] - extent[0])[1:].prod())
-    return {"distance": distance, "spacing": float(np.sqrt(max(area, 1e-6) / len(cloud.position)))}
+    return {
+        "forward": (cloud.camera[:3, :3] @ middle).tolist(),
+        "focal": float(np.clip(lens[1, 1] / 450, 1, 4)),
+        "distance": float(np.median(ahead)) if len(ahead) else 1.0,
+        "spacing": float(np.sqrt(max(area, 1e-6) / len(cloud.position))),
+    }
 
 
 def _legend(cloud: ViewCloud, name: str) -> list[tuple[str, str, str]]:

@@ -57,7 +57,8 @@ def worker_pool(workers: int, on_step: Callable[[], object] = lambda: None) -> I
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
     threading.Thread(target=_relay_steps, args=(receiver, on_step), daemon=True).start()
-    pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_start_worker, initargs=(sender,))
+    with _interrupts_blocked():  # its semaphores start multiprocessing's helper
+        pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_start_worker, initargs=(sender,))
 
     def submit(function: Callable[..., Any], *args: Any) -> Future[Any]:
         with _interrupts_blocked():
@@ -85,9 +86,10 @@ def start_worker(function: Callable[..., Any], *args: Any) -> BaseProcess:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Ctrl-C, and a scheduler's SIGUSR1, are for the parent alone: workers that start in here inherit the block."""
-    resource_tracker.ensure_running()  # starting it later would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # for multiprocessing's helper as well
     try:
+        resource_tracker.ensure_running()  # starting it later would lift the block of SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from rw3d_common.collection import local_stores
 from rw3d_common.errors import disk_errors
 from rw3d_common.images import ImageSource
 from rw3d_common.labels import IGNORE
@@ -39,6 +40,11 @@ SETTLE_SECONDS = 0.5
 def store_path(out: Path, name: str) -> Path:
     """Where the scene of this name (split/sequence/title) is stored."""
     return out / f"{name}{STORE_SUFFIX}"
+
+
+def finished_names(out: Path) -> set[str]:
+    """The names (split/sequence/title) of all scenes below `out`."""
+    return {path.relative_to(out).as_posix().removesuffix(STORE_SUFFIX) for path in local_stores(out)}
 
 
 class SceneWriter:
@@ -210,10 +216,13 @@ def is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def sweep_orphans(folder: Path) -> int:
-    """Remove temporary stores below `folder` whose writers are dead; returns how many. Running writers keep theirs."""
+def sweep_orphans(folder: Path, only: Set[str] | None = None) -> int:
+    """Remove temporary stores below `folder` whose writers are dead; returns how many. Running writers keep theirs.
+
+    With `only`, stores of other scenes than these are left to the jobs whose they are.
+    """
     swept = 0
-    for lock in _temporaries(folder, locks=True):
+    for lock in _temporaries(folder, only, locks=True):
         with lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,19 +230,23 @@ def sweep_orphans(folder: Path) -> int:
                 continue
             swept += _remove(lock.with_name(lock.name.removesuffix(".lock")))
             lock.unlink(missing_ok=True)
-    for store in _temporaries(folder, locks=False):  # a writer's lock exists before its store: these have no owner
+    for store in _temporaries(
+        folder, only, locks=False
+    ):  # a writer's lock exists before its store: these have no owner
         if not store.with_name(store.name + ".lock").exists():
             swept += _remove(store)
     return swept
 
 
-def _temporaries(folder: Path, locks: bool) -> list[Path]:
+def _temporaries(folder: Path, only: Set[str] | None, locks: bool) -> list[Path]:
     """Temporary stores below `folder`, or their locks; folders that vanish meanwhile are no error."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         found += [Path(place, name) for name in (files if locks else folders) if TEMPORARY in name]
         folders[:] = [name for name in folders if STORE_SUFFIX not in name]
-    return sorted(found)
+    return sorted(
+        path for path in found if only is None or path.relative_to(folder).as_posix().split(TEMPORARY)[0] in only
+    )
 
 
 def _remove(store: Path) -> int:

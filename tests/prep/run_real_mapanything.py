@@ -7,10 +7,15 @@ and have DINOv2's code in torch.hub's cache; then, from the repository:
     python tests/prep/run_real_mapanything.py build WEIGHTS --configs MAP_ANYTHING_CHECKOUT/configs [--small]
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py run WEIGHTS IMAGE IMAGE …
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py inputs IMAGE IMAGE …
+    PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py use WEIGHTS DATASET ROOT
+    python tests/prep/run_real_mapanything.py build-wrapped WEIGHTS vggt|pi3|pi3x
+    PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py run-wrapped WEIGHTS MODEL IMAGE IMAGE …
 
 `build` writes config.json and model.safetensors with random weights; `--small` takes a ViT-S and 4 layers instead of
 the published 1.2 billion parameters. `run` reconstructs and asserts the interface. `inputs` compares our pictures with
-those of the package's own `load_images`, bit for bit.
+those of the package's own `load_images`, bit for bit. `use` gives the first frames of a dataset with poses, intrinsics
+and depth. The last two do the same for the models that the package wraps; VGGT gets 4 of its 24 layers. Their wrappers
+ask for a GPU, which is answered in its place here.
 """
 
 from __future__ import annotations
@@ -149,6 +154,88 @@ def inputs(images: list[Path]) -> None:
         say(f"{resize}: {len(images)} pictures equal on {target[1]}×{target[0]}")
 
 
+def use(weights: Path, dataset: str, root: Path, count: int = 3) -> None:
+    """Assert that given geometry reaches the model, spoils nothing, and that the scene lies in the dataset's world."""
+    import numpy as np
+
+    from rw3d_prep.datasets import DatasetConfig, read_frames
+    from rw3d_prep.reconstruct.mapanything import MapAnythingBackend, MapAnythingConfig
+
+    frames = read_frames(root, DatasetConfig(name=dataset)).frames[:count]
+    offset = frames[0].camera_to_world[:3, 3]
+    before: list[Any] = []
+    for given in ((), ("intrinsics",), ("intrinsics", "poses"), ("intrinsics", "poses", "depth")):
+        config = MapAnythingConfig(weights=weights, device="cpu", amp="none", mask_edges=False, use=given)
+        loaded = MapAnythingBackend(config).load(frames, offset)
+        measured = [f"{(view['depth_z'] > 0).float().mean():.0%}" for view in loaded.views if "depth_z" in view]
+        views = list(MapAnythingBackend(config).reconstruct(frames, offset))
+        assert all(view.valid.any() and np.isfinite(view.points[view.valid]).all() for view in views)
+        assert not before or not np.array_equal(before[1].confidence, views[1].confidence), f"{given} changes nothing"
+        if "poses" in given:
+            error = np.abs(
+                views[0].camera_to_world[:3] - [*np.c_[frames[0].camera_to_world[:3, :3], np.zeros(3)]]
+            ).max()
+            assert error < 1e-5, error
+        say(f"use {given}: valid {[f'{view.valid.mean():.0%}' for view in views]}, depth on {measured}")
+        before = views
+
+
+def build_wrapped(folder: Path, network: str) -> None:
+    """Save one of the wrapped networks with random weights."""
+    import torch
+
+    from rw3d_prep.reconstruct.mapanything_model import _local_dinov2
+    from rw3d_prep.reconstruct.wrappers import WRAPPERS
+
+    small = {"vggt": {"depth": 4, "intermediate_layer_idx": [0, 1, 2, 3]}}
+    torch.manual_seed(0)
+    module = importlib.import_module(f"mapanything.models.external.{network}")
+    with _local_dinov2():
+        model = getattr(module, WRAPPERS[network].network)(**small.get(network, {}))  # type: ignore[index]
+    if network == "vggt":  # as initialised, the field of view is 0; the order is translation, quaternion, field of view
+        with torch.no_grad():
+            model.camera_head.pose_branch.fc2.weight *= 0.01
+            model.camera_head.pose_branch.fc2.bias[6:] = torch.tensor([1.0, 0.25, 0.25])
+    model.save_pretrained(folder, config=small.get(network, {}))
+
+
+def run_wrapped(weights: Path, name: str, images: list[Path]) -> None:
+    """Load and reconstruct as the backend does, and assert what `ViewGeometry` promises."""
+    import numpy as np
+    import torch
+
+    from rw3d_common.cameras import is_rigid, project
+    from rw3d_prep.frames import Frame
+    from rw3d_prep.reconstruct import mapanything_model
+    from rw3d_prep.reconstruct.mapanything import MapAnythingBackend, MapAnythingConfig
+    from rw3d_prep.reconstruct.models import KNOWN
+
+    torch.cuda.get_device_capability = lambda *_: (8, 0)
+    mapanything_model.require = lambda config: "cpu"
+    config = MapAnythingConfig(
+        model=name, weights=weights, device="cpu", mask_edges=False, resize="longest_side", resolution=280
+    )
+    frames = [Frame("real", "run", number, "", path) for number, path in enumerate(images)]
+    started = time.perf_counter()
+    views = list(MapAnythingBackend(config).reconstruct(frames, np.zeros(3)))
+    say(MapAnythingBackend(config).identity())
+    for view in views:
+        assert view.confidence.shape == view.valid.shape and view.confidence.dtype == np.float32
+        assert ("logit" in KNOWN[name].confidence) == bool((view.confidence < 1).any())
+        assert is_rigid(view.camera_to_world) and np.isfinite(view.points[view.valid]).all() and view.valid.all()
+        row, column = np.nonzero(view.valid)
+        u, v, z = project(view.points[row, column], view.intrinsics, view.camera_to_world)
+        exact_u, exact_v = view.pixel_map.source_coordinates()
+        away = np.median(np.hypot(u - exact_u[column], v - exact_v[row])[z > 0])
+        say(
+            f"confidence {view.confidence.min():.3g} … {view.confidence.max():.3g}, in front {np.mean(z > 0):.0%}, "
+            f"median distance of a projected point from its pixel {away:.2g} px"
+        )
+    say(
+        f"{len(views)} views on {views[0].valid.shape[::-1]} in {time.perf_counter() - started:.0f} s, loading included"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -161,6 +248,17 @@ def main() -> None:
     running.add_argument("images", type=Path, nargs="+")
     comparing = commands.add_parser("inputs")
     comparing.add_argument("images", type=Path, nargs="+")
+    using = commands.add_parser("use")
+    using.add_argument("weights", type=Path)
+    using.add_argument("dataset")
+    using.add_argument("root", type=Path)
+    building_wrapped = commands.add_parser("build-wrapped")
+    building_wrapped.add_argument("weights", type=Path)
+    building_wrapped.add_argument("network")
+    running_wrapped = commands.add_parser("run-wrapped")
+    running_wrapped.add_argument("weights", type=Path)
+    running_wrapped.add_argument("model")
+    running_wrapped.add_argument("images", type=Path, nargs="+")
     options = parser.parse_args()
     allow_any_torchvision()
     match options.command:
@@ -168,6 +266,12 @@ def main() -> None:
             build(options.weights, options.configs, options.small)
         case "run":
             run(options.weights, options.images)
+        case "use":
+            use(options.weights, options.dataset, options.root)
+        case "build-wrapped":
+            build_wrapped(options.weights, options.network)
+        case "run-wrapped":
+            run_wrapped(options.weights, options.model, options.images)
         case _:
             inputs(options.images)
 

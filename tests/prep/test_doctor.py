@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rw3d_prep import doctor
 from rw3d_prep.doctor import Check, collect, report
-from rw3d_prep.reconstruct.mapanything_model import KNOWN, WEIGHT_FILES
+from rw3d_prep.reconstruct.mapanything_model import WEIGHT_FILES
+from rw3d_prep.reconstruct.models import KNOWN
 
 NAMES = {"python", "numpy", "opencv", "open3d", "torch", "mapanything", "uniception", "MapAnything weights", "disk"}
 

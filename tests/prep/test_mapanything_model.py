@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rw3d_common.errors import UserError
 from rw3d_prep.reconstruct import mapanything, mapanything_model
 from rw3d_prep.reconstruct.mapanything import MapAnythingBackend, MapAnythingConfig
+from rw3d_prep.reconstruct.models import KNOWN
 
 # --- configuration and identity ---------------------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ def test_identity_of_a_folder_comes_from_its_content(monkeypatch: pytest.MonkeyP
     backend = MapAnythingBackend(MapAnythingConfig(weights=weights_in(tmp_path)))
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"  # of b"test"
     assert backend.identity()["revision"] == f"sha256:{digest}"
-    apache = mapanything_model.KNOWN["facebook/map-anything-apache"]
+    apache = KNOWN["facebook/map-anything-apache"]
     known = {"facebook/map-anything-apache": apache._replace(sha256=digest)}
     monkeypatch.setattr(mapanything, "KNOWN", known)
     identity = backend.identity()

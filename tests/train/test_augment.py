@@ -275,6 +275,19 @@ def test_images_smaller_than_the_crop_are_padded(size, shrink):
                 assert filled >= min(crop[axis], size[axis])
 
 
+@pytest.mark.parametrize("shrink", ["cover", "pad", "official"])
+def test_resized_images_are_drawn_from_as_if_stored_small(shrink):
+    """Two ways to train on half-size images: halving in the same step, or images that are stored so."""
+    options = {"crop": (32, 40), "shrink": shrink}
+    for index in range(50):
+        stored, size = draw_geometry((40, 80), config(options).geometry, item_generator(0, 0, index))
+        whole, same = draw_geometry((80, 160), config({**options, "resize": 0.5}).geometry, item_generator(0, 0, index))
+        assert same == size
+        np.testing.assert_allclose(whole, stored @ resize_matrix((80, 160), (40, 80)))
+    free = config({"crop": None, "resize": 0.5}).geometry
+    assert draw_geometry((80, 160), free, item_generator(0, 0, 0))[1] == (40, 80)
+
+
 def test_cover_never_pads_an_image_that_holds_the_crop_and_official_keeps_the_height():
     for index in range(300):
         generator = item_generator(0, 0, index)

@@ -204,6 +204,12 @@ def test_images_without_labels_are_told_a_few_times(caplog):
     with caplog.at_level("WARNING", logger="rw3d"):
         for _ in range(2):
             for seed in range(10):
-                collate([sample(seed, label=blank)])
+                collate([sample(seed, label=blank, truth=None)])
     assert [message.split(":")[0] for message in caplog.messages[:5]] == [sample(i).key for i in range(5)]
     assert caplog.messages[5:] == ["more images without any labelled pixel follow; they are not listed"]
+
+
+def test_images_with_dense_labels_may_lack_sparse_ones(caplog):
+    with caplog.at_level("WARNING", logger="rw3d"):
+        collate([sample(99, label=np.full(SIZE, 255, np.uint8))])
+    assert not caplog.messages

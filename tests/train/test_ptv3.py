@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from rw3d_common import UserError
+from rw3d_train import networks
+from rw3d_train.config import Model3DConfig
 from rw3d_train.models.ptv3 import PointSegmenter, PointTransformerV3, load_weights
 from rw3d_train.models.ptv3.serialization import ORDERS, encode
+from train_builders import kitti_classes
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "ptv3"
 recorded = pytest.mark.skipif(
@@ -388,6 +391,27 @@ def test_a_whole_segmenter_with_other_classes(tmp_path):
     assert report.mismatched == ["seg_head.weight", "seg_head.bias"]
     assert str(report).endswith("0 missing, 0 unexpected, 2 of another shape (seg_head.weight, seg_head.bias)")
     assert load_weights(model.backbone, path).unexpected == ["module.seg_head.weight", "module.seg_head.bias"]
+
+
+def test_a_published_checkpoint_starts_the_3d_student(tmp_path, monkeypatch):
+    """Names as Pointcept saves them, with the head of another dataset."""
+    lines, path, config = [], tmp_path / "model_best.pth", {"size": "small", "voxel": 0.4}
+    monkeypatch.setattr(networks.log, "info", lines.append)
+    torch.manual_seed(1)
+    source = networks.make_3d(Model3DConfig(**config), kitti_classes())
+    weights = {f"module.{name}": value for name, value in source.state_dict().items()}
+    weights["module.seg_head.weight"], weights["module.seg_head.bias"] = torch.zeros(13, 48), torch.zeros(13)
+    torch.save({"epoch": 3, "state_dict": weights}, path)
+    model = networks.make_3d(Model3DConfig(**config, weights=path), kitti_classes())
+    for name, value in source.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value)
+    assert lines == [
+        f"3D weights of {path}: {len(weights) - 2} matched, 0 missing, 0 unexpected, "
+        "2 of another shape (seg_head.weight, seg_head.bias)"
+    ]
+    with pytest.raises(UserError) as raised:
+        networks.make_3d(Model3DConfig(weights=path), kitti_classes())
+    assert str(raised.value).startswith(f"{path}: lacks ")
 
 
 def test_missing_weights_are_an_error_unless_allowed(tmp_path):

@@ -1,6 +1,8 @@
 """The parts of PTv3, each against a slow obvious version of itself."""
 
 import itertools
+import sys
+from importlib.util import find_spec
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from rw3d_common import UserError
-from rw3d_train.models.ptv3 import sparse_conv, voxelize
+from rw3d_train.models.ptv3 import sparse_conv, spconv_backend, voxelize
 from rw3d_train.models.ptv3.attention import WindowRows, attend, by_windows, make_windows
 from rw3d_train.models.ptv3.blocks import Block
 from rw3d_train.models.ptv3.chunks import by_rows, recomputed
@@ -166,6 +168,48 @@ def test_convolution_starts_within_its_limits():
         assert 0.5 * limit < parameter.abs().max() <= limit
 
 
+def test_spconv_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    with pytest.raises(UserError) as raised:
+        SubmanifoldConv3d(4, 8, 3, backend="spconv")
+    assert str(raised.value).startswith("conv: spconv cannot be used (")
+    assert "; run `pip install spconv-cu126` (for a GPU) or `pip install spconv` (for a CPU), or" in str(raised.value)
+
+
+@pytest.mark.parametrize(("threads", "gradients"), [(2, False), (1, True)])
+def test_what_spconv_does_wrong_on_a_cpu_is_refused(monkeypatch, threads, gradients):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    grid, batch = cloud()
+    with torch.set_grad_enabled(gradients), pytest.raises(UserError) as raised:
+        spconv_backend.convolve(torch.zeros(len(grid), 2), torch.zeros(4, 3, 3, 3, 2), Neighbours(grid, batch, 3))
+    assert str(raised.value).startswith(
+        "conv: spconv cannot train on a CPU, nor predict there with more than one thread"
+    )
+    assert "set conv to torch" in str(raised.value)
+
+
+@pytest.mark.skipif(find_spec("spconv") is None, reason="spconv is not installed (`pip install spconv`)")
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_spconv_gives_the_same_convolution_and_gradients(monkeypatch, kernel):
+    ops = pytest.importorskip("spconv.pytorch.ops")
+    monkeypatch.setattr(ops, "get_current_stream", lambda: 0)  # its CPU backward asks for a GPU's stream, unused
+    monkeypatch.setattr(spconv_backend, "_refuse_on_cpu", lambda x: None)
+    grid, batch = cloud(sizes=(300, 90), cells=9)
+    conv = SubmanifoldConv3d(5, 8, kernel, backend="spconv")
+    x = torch.randn(len(grid), 5, requires_grad=True)
+    seen = torch.randn(len(grid), 8)
+    results, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # more would give wrong sums
+    for backend in ("torch", "spconv"):
+        conv.backend, neighbours = backend, Neighbours(grid, batch, kernel)
+        outs = [conv(x, neighbours), conv(2 * x, neighbours)]  # the second uses what the first found
+        loss = sum((out * seen).sum() for out in outs)
+        results.append([*outs, *torch.autograd.grad(loss, (x, conv.weight, conv.bias))])
+    torch.set_num_threads(threads)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 # Attention
 
 
@@ -244,7 +288,7 @@ def test_large_strides_never_merge_elements():
 
 OPTIONS = {
     "mlp_ratio": 4, "qkv_bias": True, "qk_scale": None, "attn_drop": 0.0, "proj_drop": 0.0, "layer_scale": None,
-    "fixed_windows": True,
+    "fixed_windows": True, "conv": "torch",
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def run(
     Several GPUs: `torchrun --nproc-per-node 4 -m rw3d_train run …`. A killed run goes on with `--resume`.
     """
     from rw3d_train.config import load_train_config, read_train_config
-    from rw3d_train.distributed import of_first, process_group, rank
+    from rw3d_train.distributed import of_first, process_group
     from rw3d_train.engine import fit
     from rw3d_train.score import evaluate_run, has_split
 
@@ -110,22 +110,21 @@ def run(
     with process_group(device) as where:
         started = time.strftime("%Y%m%d-%H%M%S", time.localtime(of_first(int(time.time()), where)))
         out = out or Path("runs") / f"{settings.data.dataset}-{settings.method.kind}-{started}"
-        if rank() == 0:
-            log.info(
-                f"train {settings.method.kind} on {settings.data.stores} ({settings.data.split}), "
-                f"{settings.model_2d.name}, {settings.run.epochs} epochs of batches of {settings.run.batch_size}, into {out}"
-            )
+        log.info(
+            f"train {settings.method.kind} on {settings.data.stores} ({settings.data.split}), "
+            f"{settings.model_2d.name}, {settings.run.epochs} epochs of batches of {settings.run.batch_size}, into {out}"
+        )
         best = fit(settings, out, where, resume, wandb)
         if has_split(best, "val"):
             _show(evaluate_run(out, where), f"{out} on val, %")
-        elif rank() == 0:
+        else:
             log.info(f"best checkpoint: {best}; there is no split val among its scenes to score it on")
 
 
 def _show(scores: dict[str, Scores], title: str) -> None:
     from rw3d_train.metrics import scores_table
 
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         console().print(scores_table(scores, title))
 
 
@@ -246,6 +245,11 @@ def _newest_run() -> Path:
     return found[-1].parent
 
 
+def _is_first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started; they are not connected yet."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _stop(signum: int, _frame: Any) -> None:
     raise Stopped(signal.Signals(signum).name)
 
@@ -253,6 +257,8 @@ def _stop(signum: int, _frame: Any) -> None:
 def main() -> None:
     """Entry point of `rw3d-train`: runs a command and turns errors into one sentence and an exit code."""
     configure()
+    if not _is_first():
+        log.setLevel("ERROR")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, _stop)
     try:

@@ -55,7 +55,9 @@ class Model3DConfig(Section):
     voxel: Positive = 0.05
     """Edge of a voxel, metres. Points of one voxel share their prediction."""
     weights: Path | None = None
-    """A published checkpoint to start from (its head is not used); null: random."""
+    """A published checkpoint of this size to start from (its head is not used); null: random."""
+    conv: Literal["torch", "spconv"] = "torch"
+    """What computes the sparse convolutions: torch, or the package spconv, on a GPU. The parameters are the same."""
 
 
 class RunConfig(Section):

@@ -95,7 +95,9 @@ def _summed(model: Network, whole: Tensor, windows: Windows) -> Tensor:
         stride = -(-part.shape[-1] // logits.shape[-1])
         if total.dim() == 1:
             total = logits.new_zeros(1, logits.shape[1], *(-(-n // stride) for n in whole.shape[-2:]))
-        top, left = round(rows.start / stride), round(columns.start / stride)
+        # Windows that do not start on a cell of the network go to the nearest one inside.
+        top = min(round(rows.start / stride), total.shape[-2] - logits.shape[-2])
+        left = min(round(columns.start / stride), total.shape[-1] - logits.shape[-1])
         total[..., top : top + logits.shape[-2], left : left + logits.shape[-1]] += logits
     return total
 

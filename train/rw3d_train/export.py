@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from rw3d_common.errors import UserError, disk_errors
+from rw3d_train.models.eomt import EoMT
 from rw3d_train.models.images import upsample
+from rw3d_train.models.pretrained import quiet
 from rw3d_train.trained import Segmenter
 
 SMALLEST = 32  # pixels: below it, levels of the networks have no pixel left
@@ -30,7 +34,7 @@ def export_hf(segmenter: Segmenter, out: Path) -> None:
     names = segmenter.classes.names
     network.config.id2label = dict(enumerate(names))
     network.config.label2id = {name: index for index, name in enumerate(names)}
-    with disk_errors(out):
+    with disk_errors(out), quiet():
         network.save_pretrained(out)
         _image_processor(network.config).save_pretrained(out)
 
@@ -38,13 +42,13 @@ def export_hf(segmenter: Segmenter, out: Path) -> None:
 def _image_processor(config: Any) -> Any:
     """Says how images become what the network takes: its normalisation; resized only where it takes a single size."""
     if config.model_type == "eomt":
-        from transformers import EomtImageProcessor
+        from transformers import EomtImageProcessorPil
 
         size = {"height": config.image_size, "width": config.image_size}
-        return EomtImageProcessor(size=size, do_split_image=False, do_pad=False)
-    from transformers import SegformerImageProcessor
+        return EomtImageProcessorPil(size=size, do_split_image=False, do_pad=False)
+    from transformers import SegformerImageProcessorPil
 
-    return SegformerImageProcessor(do_resize=False, do_reduce_labels=False)
+    return SegformerImageProcessorPil(do_resize=False, do_reduce_labels=False)
 
 
 class _AtImageSize(nn.Module):  # type: ignore[misc]
@@ -73,12 +77,12 @@ def export_onnx(segmenter: Segmenter, path: Path) -> None:
         raise UserError("--format onnx needs two more packages: pip install onnx onnxscript") from None
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file, such as {path / 'model.onnx'}")
-    config = getattr(getattr(segmenter.model, "network", None), "config", None)
-    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=SMALLEST)}
-    free[3] = torch.export.Dim("width", min=SMALLEST)
-    size = (64, 96)  # any; unequal, so that nothing takes height for width
-    if config is not None and config.model_type == "eomt":
-        size, free = (config.image_size, config.image_size), {0: free[0]}
+    if isinstance(segmenter.model, EoMT):
+        edge = segmenter.model.network.config.image_size
+        size, free = (edge, edge), {0: Dim.DYNAMIC}
+    else:
+        size, free = (64, 96), {0: Dim("batch"), 2: Dim("height", min=SMALLEST), 3: Dim("width", min=SMALLEST)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision's operators: none are used
     with disk_errors(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch's own
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,19 +71,32 @@ def rebuild_2d(description: dict[str, Any]) -> nn.Module:
 
 
 def n_classes_3d(classes: ClassMap) -> int:
-    """C3: classes with a surface. Those without, such as sky, come last, so 3D ids are 2D ids."""
-    return sum(item.in_3d for item in classes.classes)
+    """C3: classes with a surface. Those without, such as sky, come last, so 3D ids are 2D ids.
+
+    Raises:
+        UserError: a class without surface comes before one that has one.
+    """
+    count = sum(item.in_3d for item in classes.classes)
+    for item in classes.classes[:count]:
+        if not item.in_3d:
+            raise UserError(
+                f"class '{item.name}' has no surface (in_3d: false) and train id {item.train_id}; in data_manifest.yaml "
+                f"give such classes the last train ids, from {count} on, and reconstruct the scenes again"
+            )
+    return count
 
 
 def make_3d(config: Model3DConfig, classes: ClassMap) -> PointSegmenter:
     """The 3D student: (position, point_features, offset) → logits (N, C3).
 
     Raises:
-        UserError: weights that are not there, or do not fit.
+        UserError: weights that are not there, or do not fit, or a package that is not installed.
     """
-    model = PointSegmenter(n_classes_3d(classes), config.voxel, **(SMALL_3D if config.size == "small" else {}))
+    options = {"conv": config.conv, **(SMALL_3D if config.size == "small" else {})}
+    model = PointSegmenter(n_classes_3d(classes), config.voxel, **options)
     if config.weights is not None:
-        log.info(load_weights(model, config.weights, allow_missing=("seg_head.*",)))
+        report = load_weights(model, config.weights, allow_missing=("seg_head.*",))
+        log.info(f"3D weights of {config.weights}: {report}")
     return model
 
 

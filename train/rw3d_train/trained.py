@@ -87,7 +87,9 @@ def load_3d(run: str | Path, who: Who = "student", device: str = "cpu") -> nn.Mo
     folder = _checkpoint(Path(run))
     state = read_state(folder)
     config = config_of(folder, state)
-    model = make_3d(config.model_3d.model_copy(update={"weights": None}), ClassMap.from_json(state["classes"]))
+    model = make_3d(
+        config.model_3d.model_copy(update={"weights": None, "conv": "torch"}), ClassMap.from_json(state["classes"])
+    )
     load_networks(folder, {f"{who}_3d": model})
     return model.to(device).eval()
 

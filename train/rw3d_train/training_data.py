@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from rw3d_common.collection import store_paths
 from rw3d_common.errors import UserError
 from rw3d_common.labels import ClassMap
 from rw3d_common.log import log
 from rw3d_common.manifest import dataset_entry
+from rw3d_common.remote import StorePath
 from rw3d_common.scene import Scene, open_scene
 from rw3d_train.config import TrainConfig
 from rw3d_train.data.augment import augment
@@ -26,7 +26,7 @@ class TrainingData:
     train: SceneDataset
     select: ViewDataset | None
     classes: ClassMap
-    val_stores: tuple[Path, ...]
+    val_stores: tuple[StorePath, ...]
 
 
 def open_data(config: TrainConfig) -> TrainingData:

@@ -1,4 +1,4 @@
-"""Finding and loading MapAnything's weights, package and device, and what to say when one of them is missing.
+"""Finding and loading weights, package and device of MapAnything and its like, and what to say when one is missing.
 
 The package is not on PyPI and loads parts of itself from the network at run time; docs/mapanything.md tells how to
 install it and to have everything local. torch and the package are imported inside functions only.
@@ -18,13 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rw3d_common.cameras import F32
 from rw3d_common.errors import UserError
+from rw3d_prep.reconstruct import wrappers
+from rw3d_prep.reconstruct.models import Network, model_of
 
 if TYPE_CHECKING:
     from rw3d_prep.reconstruct.mapanything import MapAnythingConfig
@@ -32,35 +34,8 @@ if TYPE_CHECKING:
 GUIDE = "docs/mapanything.md"
 WEIGHT_FILES = ("config.json", "model.safetensors")
 EDGE_DEGREES, EDGE_DEPTH_SHARE = 5.0, 0.03  # the defaults of `infer`
+WITH_DINOV2: tuple[Network, ...] = ("mapanything", "vggt")  # they build their encoder from DINOv2's code
 PACKAGES = ("torch", "torchvision", "uniception", "mapanything")
-
-
-class Weights(NamedTuple):
-    """A published set of weights: hub commit, SHA-256 of its model.safetensors, licence."""
-
-    revision: str
-    sha256: str
-    licence: str
-
-
-# As recorded by several public projects that pinned and hashed them; how to check: docs/mapanything.md
-KNOWN = {
-    "facebook/map-anything": Weights(
-        "a1d87e9086706fb9974f3be5a3e3a0ca5401c5aa",
-        "981f060c64664dff3272b5f5a823d350abe71a2f144444db4cfc325f3ed5a3a0",
-        "CC-BY-NC-4.0",
-    ),
-    "facebook/map-anything-apache": Weights(
-        "00f9c245bbcb60522d1ed7f9e9d88462c6e3f38a",
-        "fa06c0fdccefc5048e072c85935d5789b1e36b307f3859033c17f9dcb9fd5201",
-        "Apache-2.0",
-    ),
-}
-LICENCES = {
-    **{name: weights.licence for name, weights in KNOWN.items()},
-    "facebook/map-anything-v1": "CC-BY-NC-4.0",
-    "facebook/map-anything-apache-v1": "Apache-2.0",
-}
 
 
 def load_model(config: MapAnythingConfig) -> Any:
@@ -82,13 +57,19 @@ def require(config: MapAnythingConfig) -> str:
     Raises:
         UserError: weights, package or GPU missing, or torch and torchvision of different builds.
     """
+    network = model_of(config.model).network
     if config.weights is None:
         pinned_revision(config)
     else:
         weights_folder(config.weights)
-    require_packages()
+    if config.device == "cpu" and network != "mapanything":
+        raise UserError(
+            f"{config.model} runs on a CUDA GPU only, for its wrapper in MapAnything's package asks for one; "
+            "drop backend.device=cpu, or choose --model facebook/map-anything"
+        )
+    require_packages(network)
     device = choose_device(config.device)
-    if config.weights is not None and dinov2_code() is None:
+    if config.weights is not None and network in WITH_DINOV2 and dinov2_code() is None:
         raise _no_dinov2()
     return device
 
@@ -96,15 +77,18 @@ def require(config: MapAnythingConfig) -> str:
 @cache
 def _load_once(weights: Path | None, model: str, revision: str, device: str) -> Any:
     folder = weights if weights is not None else _download(model, revision)
+    network = model_of(model).network
     with _local_dinov2(), redirect_stdout(sys.stderr):  # the package prints; standard output is for tables and paths
-        return _from_pretrained(folder).to(device).eval()
+        loaded = _from_pretrained(folder) if network == "mapanything" else _wrapped(network, folder)
+        return loaded.to(device).eval()
 
 
 @contextmanager
 def _local_dinov2() -> Iterator[None]:
     """Have the encoder take DINOv2's code from torch.hub's cache if it is there, without a word to the network.
 
-    uniception asks torch.hub for it by its GitHub name, and torch.hub asks the network for the branch even then.
+    The package asks torch.hub for it by its GitHub name, and torch.hub asks the network for the branch even then. VGGT
+    also asks for DINOv2's weights, a gigabyte that its own replace at once.
     """
     code = dinov2_code()
     if code is None:
@@ -115,7 +99,7 @@ def _local_dinov2() -> Iterator[None]:
     original = torch.hub.load
 
     def load(repository: str, entry: str, *, force_reload: bool = False, **options: Any) -> Any:
-        return original(str(code), entry, source="local", **options)
+        return original(str(code), entry, source="local", **{**options, "pretrained": False})
 
     torch.hub.load = load
     try:
@@ -137,12 +121,24 @@ def _from_pretrained(folder: Path) -> Any:
             encoder_config={**encoder, "torch_hub_pretrained": False},  # the encoder's weights are in the file too
         )
     except (RuntimeError, KeyError, TypeError, ValueError, OSError, damaged) as error:
-        if dinov2_code() is None:  # torch.hub could not fetch it
-            raise _no_dinov2() from error
-        raise UserError(
-            f"{folder}: these weights do not load into the installed MapAnything {package_version()} "
-            f"({_brief(error)}); use the weights and the version that {GUIDE} names"
-        ) from error
+        raise _misfit("mapanything", folder, error) from error
+
+
+def _wrapped(network: Network, folder: Path) -> Any:
+    damaged = importlib.import_module("safetensors").SafetensorError
+    try:
+        return wrappers.load(network, weights_folder(folder))
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError, ImportError, AttributeError, damaged) as error:
+        raise _misfit(network, folder, error) from error
+
+
+def _misfit(network: Network, folder: Path, error: Exception) -> UserError:
+    if network in WITH_DINOV2 and dinov2_code() is None:  # torch.hub could not fetch it
+        return _no_dinov2()
+    return UserError(
+        f"{folder}: these weights do not load into the installed MapAnything {package_version()} "
+        f"({_brief(error)}); use the weights and the version that {GUIDE} names"
+    )
 
 
 def _no_dinov2() -> UserError:
@@ -192,8 +188,8 @@ def pinned_revision(config: MapAnythingConfig) -> str:
     """
     if config.revision is not None:
         return config.revision
-    if config.model in KNOWN:
-        return KNOWN[config.model].revision
+    if (pinned := model_of(config.model).revision) is not None:
+        return pinned
     raise UserError(
         f"{config.model}: no revision is pinned for these weights; take the commit hash from 'Files and versions' of "
         "its hub page and pass it with --set backend.revision=HASH"
@@ -215,17 +211,17 @@ def weights_folder(folder: Path) -> Path:
     return folder
 
 
-def require_packages() -> None:
-    """Check that MapAnything's packages are there and that torch and torchvision load together.
+def require_packages(network: Network = "mapanything") -> None:
+    """Check that the packages of `network` are there and that torch and torchvision load together.
 
     Raises:
         UserError: one is missing, or the two are of different builds.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages_of(network) if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"MapAnything needs {', '.join(missing)}, not installed here; install as {GUIDE} says, or choose "
-            "--backend stereo or --backend sensor"
+            f"{'MapAnything' if network == 'mapanything' else network} needs {', '.join(missing)}, not installed here; "
+            f"install as {GUIDE} says, or choose --backend stereo or --backend sensor"
         )
     try:
         _import_torchvision()
@@ -234,6 +230,12 @@ def require_packages() -> None:
             f"torch and torchvision are of different builds ({_brief(error)}); install both anew from the same "
             "index, for example pip install --force-reinstall torch torchvision"
         ) from error
+
+
+def packages_of(network: Network) -> tuple[str, ...]:
+    """The packages, by import name, that a network runs with."""
+    own = wrappers.WRAPPERS[network].package if network != "mapanything" else None
+    return PACKAGES if own is None else (*PACKAGES, own)
 
 
 def _import_torchvision() -> None:

@@ -68,9 +68,9 @@ class SensorBackend:
             one_scan = self.config.lidar == "scan"
             lidar = frame.lidar if one_scan else frame.accumulated
             if frame.depth is not None and one_scan:
-                depth, pixel_map, grid_intrinsics = self._from_depth_map(frame.depth, frame.intrinsics, size)
+                depth, pixel_map, grid_intrinsics = self.from_depth_map(frame.depth, frame.intrinsics, size)
             elif lidar is not None:
-                depth, pixel_map, grid_intrinsics = self._from_scan(lidar, frame.intrinsics, size)
+                depth, pixel_map, grid_intrinsics = self.from_scan(lidar, frame.intrinsics, size)
             else:
                 raise UserError(
                     f"{frame}: has neither a depth image nor {self.config.lidar} LiDAR; use --backend stereo or mapanything"
@@ -85,7 +85,7 @@ class SensorBackend:
                 pixel_map=pixel_map,
             )
 
-    def _from_depth_map(self, depth: DepthMap, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
+    def from_depth_map(self, depth: DepthMap, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
         """Metres (H, W); the map to the colour image follows from the two pinhole matrices (same centre and axes)."""
         values = read_depth(depth.path)
         scale = intrinsics[[0, 1], [0, 1]] / depth.intrinsics[[0, 1], [0, 1]]
@@ -93,7 +93,7 @@ class SensorBackend:
         pixel_map = PixelMap(values.shape, size, scale[0], offset[0], scale[1], offset[1])
         return values.astype(np.float32) * np.float32(depth.unit), pixel_map, depth.intrinsics
 
-    def _from_scan(self, scan: LidarScan, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
+    def from_scan(self, scan: LidarScan, intrinsics: F64, size: tuple[int, int]) -> tuple[F32, PixelMap, F64]:
         """Metres (H, W): depth of the nearest return whose projection rounds to the pixel, 0 where there is none.
 
         The point is moved to its pixel's centre ray (at most half a pixel), so that point and pixel agree exactly.

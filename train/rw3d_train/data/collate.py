@@ -6,7 +6,6 @@ sample. Images and labels stay uint8, a quarter to an eighth of the bytes to cop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,9 +18,10 @@ from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE, U8
 from rw3d_common.log import log
 from rw3d_train.data.sample import Sample
+from rw3d_train.models.ptv3.serialization import MOST_BITS
+from rw3d_train.models.ptv3.voxelize import smallest_voxel
 
 Record = TypeVar("Record")
-GRID_CELLS = 2**16  # per axis: PTv3's space-filling curves have 16 bits for each coordinate
 MOST_WARNINGS = 5
 _unlabelled: set[str] = set()  # keys that this process has warned of
 
@@ -150,7 +150,7 @@ def check_sample(sample: Sample, n_classes: int | None = None, voxel_size: float
     if voxel_size is not None:
         _check_extent(sample, voxel_size)
     _check_pixels(sample)
-    if not (sample.label != IGNORE).any():
+    if sample.truth is None and not (sample.label != IGNORE).any():  # with dense labels it serves for scores
         _warn_unlabelled(sample.key)
 
 
@@ -168,13 +168,11 @@ def _check_ids(key: str, name: str, ids: U8 | None, n_classes: int) -> None:
 
 def _check_extent(sample: Sample, voxel_size: float) -> None:
     extent = max(float(axis.max()) - float(axis.min()) for axis in sample.position.T)
-    if extent / voxel_size < GRID_CELLS:
+    if extent / voxel_size < 2**MOST_BITS:
         return
-    digit = 10.0 ** (math.floor(math.log10(extent / GRID_CELLS)) - 2)
-    smallest = math.ceil(extent / (GRID_CELLS - 1) / digit) * digit  # three digits, rounded up
     raise UserError(
-        f"{sample.key}: its points extend over {extent:,.1f} m, more than {GRID_CELLS:,} cells of {voxel_size} m; "
-        f"take a grid of at least {smallest:.3g} m, or drop outliers with a smaller --radius of sample-views"
+        f"{sample.key}: its points extend over {extent:,.1f} m, more than {2**MOST_BITS:,} cells of {voxel_size} m; "
+        f"take a grid of at least {smallest_voxel(extent):.3g} m, or drop outliers with a smaller --radius of sample-views"
     )
 
 

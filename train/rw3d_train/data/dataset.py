@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import IGNORE, U8, ClassMap
+from rw3d_common.remote import StorePath
 from rw3d_common.scene_accumulated import GROUP as ACCUMULATED
 from rw3d_common.scene_accumulated import Labels
 from rw3d_common.scene_sample import GROUP
@@ -45,7 +46,7 @@ class SceneDataset(Dataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        stores: str | Path | Sequence[str | Path],
+        stores: str | StorePath | Sequence[str | StorePath],
         split: str | None = None,
         augment: Augment | None = None,
         seed: int = 0,
@@ -58,7 +59,7 @@ class SceneDataset(Dataset):  # type: ignore[misc]
         """Build the index; no sample is read.
 
         Args:
-            stores: a folder of scenes, a `*.zarr` scene, or several of either.
+            stores: a folder of scenes, a `*.zarr` scene, or several of either; folders or s3:// URLs.
             split: take only scenes of this split, such as "train"; None takes all.
             augment: called as augment(sample, generator=…) with random numbers that depend on (seed, epoch, item)
                 alone; what it returns becomes the item. Must be picklable for workers that are not forked.
@@ -175,7 +176,9 @@ class SceneDataset(Dataset):  # type: ignore[misc]
 
     def _accumulated(self, item: int, size: tuple[int, int]) -> U8 | None:
         content = self._ragged(item, ACCUMULATED, "label")
-        file = LabelFile(self._store(item).path / ACCUMULATED / "label", "train_ids", self._store(item).classes)
+        file = LabelFile(
+            Path(str(self._store(item).path), ACCUMULATED, "label"), "train_ids", self._store(item).classes
+        )
         return file.read(size, content) if content else None
 
     def _store(self, item: int) -> Store:

@@ -18,6 +18,7 @@ from rw3d_common.errors import UserError
 from rw3d_common.images import LabelEncoding
 from rw3d_common.labels import ClassMap
 from rw3d_common.log import log
+from rw3d_common.remote import RemotePath, StorePath, as_store_path
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.scene_accumulated import Labels
 from rw3d_common.scene_sample import GROUP, has_samples
@@ -45,7 +46,7 @@ class Strings:
 class Store:
     """What the samples of one store share. `root` is where its image paths start."""
 
-    path: Path
+    path: StorePath
     split: str
     sequence: str
     dataset: str
@@ -84,13 +85,14 @@ class Index:
         return f"{store.split}/{store.sequence}/{table['frame_id'][item]:010d}/{camera}#{table['draw'][item]}"
 
 
-def find_stores(stores: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_stores(stores: str | StorePath | Sequence[str | StorePath]) -> list[StorePath]:
     """The finished stores of a collection folder, of one store, or of a list of either; each once.
 
     Raises:
         UserError: none at all.
     """
-    given = [Path(stores)] if isinstance(stores, str | Path) else [Path(one) for one in stores]
+    several = [stores] if isinstance(stores, str | Path | RemotePath) else stores
+    given = [as_store_path(one) for one in several]
     for path in given:
         if not store_paths(path):
             raise UserError(f"{path}: no finished scene here; make some with `rw3d-prep reconstruct --out {path}`")
@@ -99,7 +101,7 @@ def find_stores(stores: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(store for path in given for store in store_paths(path)))
 
 
-def build_index(paths: Sequence[Path], split: str | None, root: Path | None, labels: Labels = "own") -> Index:
+def build_index(paths: Sequence[StorePath], split: str | None, root: Path | None, labels: Labels = "own") -> Index:
     """The index of all samples in the stores at `paths` that belong to `split` (None: to any), made with `labels`.
 
     A store without samples is left out when none of its views has a sparse label: there was nothing to sample.
@@ -188,7 +190,7 @@ def _rows(scene: Scene) -> tuple[dict[str, npt.NDArray[Any]], dict[str, list[str
     return table, {kind: [strings[f"{kind}s"][v] for v in view] for kind in ("image", "label", "truth")}
 
 
-def _whole(folder: Path, files: Shards) -> npt.NDArray[Any]:
+def _whole(folder: StorePath, files: Shards) -> npt.NDArray[Any]:
     array = open_array(folder, files)
     return array.rows(0, array.shape[0])
 

@@ -1,4 +1,4 @@
-"""Reads arrays of local scene stores straight from their shards, several times faster than a general Zarr reader.
+"""Reads arrays of scene stores straight from their shards, several times faster than a general Zarr reader.
 
     array = open_array(store / "samples" / "position", Shards())
     array.rows(3, 4)       # numpy (1, 120000, 3), one chunk read, its checksum verified
@@ -6,6 +6,8 @@
 What it understands is what rw3d-prep writes: Zarr v3, chunked along the first axis only, little-endian `bytes`, then
 blosc, zstd or nothing, then crc32c, in shards with their index at the end or in files of one chunk. Any other array is
 read through zarr-python. A chunk that is missing or damaged is an error here, never the fill value.
+
+On object storage, chunks are byte ranges of objects, or of their local copies with RW3D_CACHE.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import blosc, zstd
 
+from rw3d_common.cache import cached
 from rw3d_common.errors import UserError
+from rw3d_common.remote import RemotePath, StorePath
 from rw3d_common.schema import STORE_SUFFIX
 
 Bytes = npt.NDArray[np.uint8]
@@ -61,8 +65,8 @@ class Shards:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._files: OrderedDict[Path, _File] = OrderedDict()
-        self._indices: dict[Path, npt.NDArray[np.uint64]] = {}
+        self._files: OrderedDict[StorePath, _File] = OrderedDict()
+        self._indices: dict[StorePath, npt.NDArray[np.uint64]] = {}
 
     def __getstate__(self) -> tuple[int, bool]:
         return self.limit, self.verify
@@ -74,11 +78,11 @@ class Shards:
         """How many files are open."""
         return len(self._files)
 
-    def file(self, path: Path) -> _File:
+    def file(self, path: StorePath) -> _File:
         """The open file at `path`; UserError where there is none."""
         if self._pid != os.getpid():
             self._forget()
-        file = self._files.pop(path, None) or _File(path)
+        file = self._files.pop(path, None) or (_File(path) if isinstance(path, Path) else _object(path))
         self._files[path] = file
         while len(self._files) > self.limit:
             self._files.popitem(last=False)
@@ -94,10 +98,11 @@ class Shards:
 class _File:
     """One open file, read by position."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StorePath, content: Path | None = None) -> None:
+        """Open the file `content`, by default `path`; errors name `path`."""
         self.path, self.descriptor = path, -1
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = os.open(content or str(path), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise self.fault("is missing") from None
         except OSError as error:
@@ -111,13 +116,17 @@ class _File:
     def read(self, offset: int, length: int, verify: bool) -> Bytes:
         """`length` bytes from `offset`, without the crc32c that ends them."""
         data = np.empty(length, np.uint8)
-        read = os.preadv(self.descriptor, [data.data], offset) if length >= CHECKSUM else 0
+        read = self.read_into(data, offset) if length >= CHECKSUM else 0
         if read != length or length < CHECKSUM:
             raise self.fault(f"is cut short ({read:,} of {length:,} bytes from {offset:,})")
         body = data[:-CHECKSUM]
         if verify and google_crc32c.value(body) != int(data[-CHECKSUM:].view("<u4")[0]):
             raise self.fault(f"is damaged (wrong checksum of the {length:,} bytes from {offset:,})")
         return body
+
+    def read_into(self, data: Bytes, offset: int) -> int:
+        """Fill `data` from `offset`; returns how many bytes there were."""
+        return os.preadv(self.descriptor, [data.data], offset)
 
     def shard_index(self, chunks: int) -> npt.NDArray[np.uint64]:
         length = 16 * chunks + CHECKSUM
@@ -133,11 +142,36 @@ class _File:
         return UserError(f"{self.path}: {what}; {_mend(self.path)}")
 
 
+class _Object(_File):
+    """One object, read by ranges."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self.path, self.descriptor = path, -1  # no file is open
+        self.place, self.size = path, path.size()
+
+    def read_into(self, data: Bytes, offset: int) -> int:
+        try:
+            content = self.place.read_range(offset, len(data))
+        except FileNotFoundError:
+            raise self.fault("is missing") from None
+        data[: len(content)] = np.frombuffer(content, np.uint8)
+        return len(content)
+
+
+def _object(path: RemotePath) -> _File:
+    """The local copy of an object where RW3D_CACHE says so, else the object itself."""
+    try:
+        copy = cached(path)
+        return _Object(path) if copy is None else _File(path, copy)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; {_mend(path)}") from None
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where the chunks of an array lie and how they are coded."""
 
-    folder: Path
+    folder: StorePath
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
@@ -152,7 +186,7 @@ class DirectArray:
     def __init__(self, layout: _Layout, shards: Shards) -> None:
         self.layout, self.shards = layout, shards
         self.shape, self.dtype = layout.shape, layout.dtype
-        self._files: dict[int, Path] = {}
+        self._files: dict[int, StorePath] = {}
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows [start, stop) in memory, writable; see `Array.rows`."""
@@ -184,7 +218,7 @@ class DirectArray:
         body = file.read(offset, length, self.shards.verify)
         return self._decoded(body, file)
 
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> StorePath:
         if number not in self._files:
             self._files[number] = self.layout.folder.joinpath("c", str(number), *"0" * (len(self.shape) - 1))
         return self._files[number]
@@ -216,11 +250,11 @@ class DirectArray:
 class ZarrArray:
     """An array in any other layout, read by zarr-python; opened only when all its chunks are there."""
 
-    def __init__(self, folder: Path) -> None:
-        import zarr
+    def __init__(self, folder: StorePath) -> None:
+        from rw3d_common import scene_files
 
         try:
-            self.array: Any = zarr.open_array(folder, mode="r")
+            self.array: Any = scene_files.open_array(folder)
             complete = self.array.nchunks_initialized >= self.array.nchunks
         except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise UserError(f"{folder}: cannot be read ({error}); {_mend(folder)}") from error
@@ -236,7 +270,7 @@ class ZarrArray:
             raise UserError(f"{self.folder}: cannot be read ({error}); {_mend(self.folder)}") from error
 
 
-def open_array(folder: Path, shards: Shards) -> Array:
+def open_array(folder: StorePath, shards: Shards) -> Array:
     """The array stored in `folder`, read directly where its layout is rw3d-prep's and by zarr-python elsewhere.
 
     Raises:
@@ -249,7 +283,7 @@ def open_array(folder: Path, shards: Shards) -> Array:
     return ZarrArray(folder) if layout is None else DirectArray(layout, shards)
 
 
-def _layout(folder: Path, meta: dict[str, Any]) -> _Layout | None:
+def _layout(folder: StorePath, meta: dict[str, Any]) -> _Layout | None:
     """The layout that an array's zarr.json describes, or None where it is not one that is read directly."""
     try:
         if meta["zarr_format"] != 3 or meta["node_type"] != "array" or meta.get("storage_transformers"):
@@ -291,6 +325,8 @@ def _codec(codecs: list[dict[str, Any]]) -> str | None:
     return "".join(names[1:-1])
 
 
-def _mend(path: Path) -> str:
+def _mend(path: StorePath) -> str:
+    if isinstance(path, RemotePath):
+        return "upload the store again with `rw3d-prep upload`"
     store = next((folder for folder in path.parents if folder.name.endswith(STORE_SUFFIX)), path.parent)
     return f"`rw3d-prep verify {store}` lists all faults; copy the store again, or delete and remake it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from rw3d_common.errors import UserError
 from rw3d_common.images import LabelFile, read_image
 from rw3d_common.labels import U8
+from rw3d_common.remote import StorePath
 from rw3d_common.scene import Scene, open_scene
 
 
@@ -31,7 +31,7 @@ class ViewDataset(torch.utils.data.Dataset[LabelledView]):  # type: ignore[misc]
     Holds paths only; every process opens the stores it reads.
     """
 
-    def __init__(self, stores: Sequence[Path], kind: str = "truth") -> None:
+    def __init__(self, stores: Sequence[StorePath], kind: str = "truth") -> None:
         """Index the views.
 
         Raises:
@@ -40,8 +40,10 @@ class ViewDataset(torch.utils.data.Dataset[LabelledView]):  # type: ignore[misc]
         self.kind, self.stores = kind, list(stores)
         self.items: list[tuple[int, int]] = []
         for number, path in enumerate(self.stores):
-            names: Any = open_scene(path).views.attrs[f"{kind}s"]
-            self.items += [(number, view) for view, name in enumerate(names) if name is not None]
+            scene = open_scene(path)
+            names: Any = scene.views.attrs[f"{kind}s"]
+            shared = scene.view_table["shared"]  # in overlapping scenes: frames that an earlier scene has as well
+            self.items += [(number, v) for v, name in enumerate(names) if name is not None and not shared[v]]
         if not self.items:
             raise UserError(
                 f"{self.stores[0] if self.stores else 'no store'}: none of {len(self.stores)} scenes has a {kind} image; "

@@ -79,7 +79,7 @@ def _load(from_pretrained: Callable[..., Any], name: str, **options: Any) -> Any
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    with _quiet():
+    with quiet():
         try:
             try:
                 return from_pretrained(name, local_files_only=True, **options)
@@ -100,7 +100,7 @@ def _mend(name: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's tables and bars: what matters in them is checked here, and refused."""
     from transformers.utils import logging
 

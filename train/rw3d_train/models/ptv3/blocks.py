@@ -12,7 +12,7 @@ from torch.nn import functional
 from rw3d_train.models.ptv3.attention import SerializedAttention, attend, by_windows
 from rw3d_train.models.ptv3.chunks import by_rows, recomputed
 from rw3d_train.models.ptv3.level import Level
-from rw3d_train.models.ptv3.sparse_conv import Neighbours, SubmanifoldConv3d
+from rw3d_train.models.ptv3.sparse_conv import Backend, Neighbours, SubmanifoldConv3d
 
 BatchNorm = partial(nn.BatchNorm1d, eps=1e-3, momentum=0.01)
 Norm = Callable[[int], nn.Module]
@@ -52,14 +52,16 @@ class Block(nn.Module):  # type: ignore[misc]
     def __init__(
         self, channels: int, heads: int, patch_size: int, order_index: int, drop_path: float, *, mlp_ratio: float,
         qkv_bias: bool, qk_scale: float | None, attn_drop: float, proj_drop: float, layer_scale: float | None,
-        fixed_windows: bool, recompute: bool,
+        fixed_windows: bool, recompute: bool, conv: Backend,
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.patch_size, self.order_index = heads, patch_size, order_index
         self.drop_path, self.qk_scale, self.attn_drop, self.proj_drop = drop_path, qk_scale, attn_drop, proj_drop
         self.fixed_windows, self.recompute = fixed_windows, recompute
         self.cpe = nn.Sequential(
-            SubmanifoldConv3d(channels, channels, 3), nn.Linear(channels, channels), nn.LayerNorm(channels)
+            SubmanifoldConv3d(channels, channels, 3, backend=conv),
+            nn.Linear(channels, channels),
+            nn.LayerNorm(channels),
         )
         self.norm1 = nn.Sequential(nn.LayerNorm(channels))
         self.attn = SerializedAttention(channels, heads, qkv_bias)
@@ -108,10 +110,10 @@ class Block(nn.Module):  # type: ignore[misc]
 class ConvStem(nn.Module):  # type: ignore[misc]
     """The first layer of m1: 5³ convolution without bias → BatchNorm → GELU."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, conv: Backend) -> None:
         super().__init__()
         self.stem = nn.ModuleDict(
-            {"conv": SubmanifoldConv3d(in_channels, channels, 5, False), "norm": BatchNorm(channels)}
+            {"conv": SubmanifoldConv3d(in_channels, channels, 5, bias=False, backend=conv), "norm": BatchNorm(channels)}
         )
 
     def forward(self, x: Tensor, level: Level) -> Tensor:

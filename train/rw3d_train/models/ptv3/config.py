@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from rw3d_common.config import Section, validate
 from rw3d_common.errors import UserError
 from rw3d_train.models.ptv3.serialization import MOST_BITS
+from rw3d_train.models.ptv3.sparse_conv import Backend
 
 Order = Literal["z", "z-trans", "hilbert", "hilbert-trans"]
 # Published options that are not built here, and the one value of theirs that needs nothing built.
@@ -80,6 +81,8 @@ class PTv3Config(Section):
     depth: int | None = Field(None, ge=1, le=MOST_BITS)
     """Bits per axis of the codes. none takes what the batch's largest coordinate needs, as the official code does, so
     that features of an element depend on what else is in its batch; a fixed number makes them independent."""
+    conv: Backend = "torch"
+    """What computes the submanifold convolutions: torch, or the package spconv, with the same parameters."""
     recompute: bool = True
     """Compute linear layers and norms of blocks again in the backward pass instead of keeping them: much less memory."""
 

@@ -33,7 +33,7 @@ class PointTransformerV3(nn.Module):  # type: ignore[misc]
         self.config = read_config(config)
         c, norm = self.config, BatchNorm if self.config.variant == "m1" else nn.LayerNorm
         self.embedding = (
-            ConvStem(c.in_channels, c.enc_channels[0])
+            ConvStem(c.in_channels, c.enc_channels[0], c.conv)
             if c.variant == "m1"
             else LinearStem(c.in_channels, c.enc_channels[0], c.mask_token)
         )
@@ -118,7 +118,7 @@ class PointTransformerV3(nn.Module):  # type: ignore[misc]
 
 def _blocks(c: PTv3Config, channels: int, heads: int, patch: int, rates: list[float]) -> nn.ModuleDict:
     options = c.model_dump(
-        include={"mlp_ratio", "qkv_bias", "qk_scale", "attn_drop", "proj_drop", "layer_scale", "recompute"}
+        include={"mlp_ratio", "qkv_bias", "qk_scale", "attn_drop", "proj_drop", "layer_scale", "recompute", "conv"}
     )
     return nn.ModuleDict(
         {

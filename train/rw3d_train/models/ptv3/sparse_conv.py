@@ -7,10 +7,15 @@ neighbour table is found once per set of voxels and shared by all layers on it.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from rw3d_train.models.ptv3.spconv_backend import convolve, load_spconv
+
+Backend = Literal["torch", "spconv"]
 
 AXIS_BITS = 17  # 16 bits of coordinate and room for a kernel's reach on both sides
 MOST_ELEMENTS = 2 ** (63 - 3 * AXIS_BITS)
@@ -19,31 +24,35 @@ GATHERED = 2**26  # values gathered at a time on a device with large matrix prod
 
 
 class Neighbours:
-    """Which voxels lie under the kernel of which others. `table` (k³, N) int32: row of the neighbour, N for none.
+    """Which voxels lie under the kernel of which others, found when first asked for. `sparse`: spconv's own record of it.
 
     Args:
         grid: (N, 3) integer coordinates, 0 ≤ c < 2^16, each voxel once per element.
         batch: (N,) element of each voxel, below 4,096.
-        kernel_size: odd k; row (i·k + j)·k + l of the table holds the neighbours at (i, j, l) − k // 2.
+        kernel_size: odd k.
     """
 
     def __init__(self, grid: Tensor, batch: Tensor, kernel_size: int) -> None:
-        self.table = neighbour_table(grid, batch, kernel_size)
-        self._pairs: list[tuple[Tensor, Tensor]] | None = None
+        self.grid, self.batch, self.kernel_size = grid, batch, kernel_size
+        self.sparse: Any = None
 
+    @cached_property
+    def table(self) -> Tensor:
+        """(k³, N) int32: row (i·k + j)·k + l has the neighbours at (i, j, l) − k // 2, N for none."""
+        return neighbour_table(self.grid, self.batch, self.kernel_size)
+
+    @cached_property
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(rows, their neighbours) per offset, for the offsets before the centre; the others mirror them."""
-        if self._pairs is None:
-            self._pairs = []
-            cells, n = self.table.shape
-            for others in self.table[: cells // 2]:
-                rows = (others < n).nonzero()[:, 0]
-                self._pairs.append((rows, others[rows].long()))
-        return self._pairs
+        pairs, (cells, n) = [], self.table.shape
+        for others in self.table[: cells // 2]:
+            rows = (others < n).nonzero()[:, 0]
+            pairs.append((rows, others[rows].long()))
+        return pairs
 
 
 def neighbour_table(grid: Tensor, batch: Tensor, kernel_size: int) -> Tensor:
-    """The table of `Neighbours`. One search per line of the kernel along z: its next cells are the next sorted keys."""
+    """`Neighbours.table`. One search per line of the kernel along z: its next cells are the next sorted keys."""
     n, reach = len(grid), kernel_size // 2
     table = torch.full((kernel_size**3, n), n, dtype=torch.int32, device=grid.device)
     x, y, z = (grid.long() + reach).unbind(1)
@@ -74,10 +83,19 @@ def _mirror(table: Tensor) -> None:
 
 
 class SubmanifoldConv3d(nn.Module):  # type: ignore[misc]
-    """Submanifold convolution with spconv's parameter layout and initial distribution, U(±1/√(k³·in))."""
+    """Submanifold convolution with spconv's parameter layout and initial distribution, U(±1/√(k³·in)).
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
+    Raises:
+        UserError: backend spconv, which is not installed.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True, backend: Backend = "torch"
+    ) -> None:
         super().__init__()
+        if backend == "spconv":
+            load_spconv()
+        self.backend = backend
         self.weight = nn.Parameter(torch.empty(out_channels, *[kernel_size] * 3, in_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         limit = 1 / math.sqrt(kernel_size**3 * in_channels)
@@ -90,8 +108,11 @@ class SubmanifoldConv3d(nn.Module):  # type: ignore[misc]
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
-        function = _PairwiseConv if x.device.type == "cpu" else _GatheredConv
-        out = function.apply(x, weight, neighbours)
+        if self.backend == "spconv":
+            out = convolve(x, weight, neighbours)
+        else:
+            function = _PairwiseConv if x.device.type == "cpu" else _GatheredConv
+            out = function.apply(x, weight, neighbours)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -119,7 +140,7 @@ def _pairwise(x: Tensor, kernel: Tensor, neighbours: Neighbours) -> Tensor:
     """Convolution of `x` (N, in) with `kernel` (k³, in, out); sums in at least float32."""
     centre = len(kernel) // 2
     out = (x @ kernel[centre]).to(torch.promote_types(x.dtype, torch.float32))
-    for cell, (all_rows, all_others) in enumerate(neighbours.pairs()):
+    for cell, (all_rows, all_others) in enumerate(neighbours.pairs):
         for rows, others in zip(all_rows.split(CPU_PAIRS), all_others.split(CPU_PAIRS), strict=True):
             out.index_add_(0, rows, (x.index_select(0, others) @ kernel[cell]).to(out.dtype))
             out.index_add_(0, others, (x.index_select(0, rows) @ kernel[-1 - cell]).to(out.dtype))
@@ -128,7 +149,7 @@ def _pairwise(x: Tensor, kernel: Tensor, neighbours: Neighbours) -> Tensor:
 
 def _pairwise_weight_grad(x: Tensor, grad: Tensor, neighbours: Neighbours) -> Tensor:
     """(out, k³, in)."""
-    pairs = neighbours.pairs()
+    pairs = neighbours.pairs
     result = x.new_zeros(grad.shape[1], 2 * len(pairs) + 1, x.shape[1])
     result[:, len(pairs)] = grad.T @ x
     for cell, (rows, others) in enumerate(pairs):
