@@ -62,11 +62,11 @@ def test_scenes_open_and_hash_like_local_ones(stores, served):
     assert store_paths(Path(TARGET)) == store_paths(TARGET)  # pathlib takes a slash away
 
 
-@pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_workers_open_clients_of_their_own(stores, served, start):
+def test_workers_open_clients_of_their_own(stores, served):
+    """Spawned: a fork server that an earlier test started has the environment of that time, without credentials."""
     dataset = SceneDataset(TARGET)
     dataset[0]
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=start)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     for ours, theirs in zip(loader, SceneDataset(stores), strict=False):
         np.testing.assert_array_equal(ours.position, theirs.position)
 
