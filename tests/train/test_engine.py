@@ -27,6 +27,15 @@ def stores(tmp_path_factory) -> Path:
     return training_stores(tmp_path_factory.mktemp("train"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the other processes here: sums over several threads differ in the last digit, which training amplifies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def weights(run: Path, name: str = "student_2d") -> dict[str, torch.Tensor]:
     """Of the newest checkpoint."""
     return load_file(checkpoints(run)[-1] / f"{name}.safetensors")
