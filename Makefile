@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
+TRAIN ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 
@@ -14,7 +15,7 @@ demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, 
 	$(BIN)/rw3d-prep sample-views stores/demo/train --points 8000 --workers $(WORKERS)
 	$(BIN)/rw3d-prep sample-views stores/demo/val --points 8000 --views all --workers $(WORKERS)
 	$(BIN)/rw3d-prep inspect stores/demo --picture stores/demo/cloud.png
-	$(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo
+	$(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo $(TRAIN)
 	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"
 
 test: $(VENV)/.test ## Run every test, the linter and the type checker.
