@@ -177,6 +177,7 @@ def test_a_folder_holds_one_run(stores, tmp_path):
 def test_bad_configuration_is_told_in_one_sentence(stores, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         fit(tiny_config(stores, **changes), tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists(), "a mended command must not find a run to resume"
 
 
 def test_stores_of_another_class_map_are_refused(stores, tmp_path, monkeypatch):

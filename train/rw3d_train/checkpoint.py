@@ -1,9 +1,10 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, and weights that others can load.
 
 `checkpoints/step_00001200/` holds `<network>.safetensors` for each student and teacher, `training.pt` (optimisers,
-schedules, scaler and random states; read with weights_only=True, so that nothing in it can run code) and
-`checkpoint.json` (step, epoch, position in the epoch, configuration, classes, scores). A folder is written under another
-name, flushed to disk and renamed, so that what is there is whole. `best` is a folder of the same kind.
+schedules and scaler; read with weights_only=True, so that nothing in it can run code) and `checkpoint.json` (step, epoch,
+position in the epoch, configuration, classes). Random numbers are keyed by seed and step, so there is no state of theirs
+to keep. A folder is written under another name, flushed to disk and renamed, so that what is there is whole. `best` is a
+folder of the same kind.
 """
 
 from __future__ import annotations

@@ -59,9 +59,8 @@ def train_step(run: Run, parts: Parts) -> dict[str, Tensor]:
     Raises:
         UserError: more such steps than allowed.
     """
-    torch.manual_seed(
-        run.seed_of_step()
-    )  # dropout, drop-path, order shuffles: the step alone decides, also after resuming
+    # Dropout, drop-path and shuffles of orders: the step alone decides, also after resuming.
+    torch.manual_seed(run.seed_of_step())
     for teacher in run.method.teachers.values():
         teacher.update(run.step, run.position)
     found: dict[str, Tensor] = {}

@@ -71,7 +71,7 @@ class Run:
             UserError: `out` holds another run, or data, weights or configuration cannot be used.
         """
         _refuse_precision(config, device)
-        _claim_folder(config, out, resume)
+        _refuse_folder(config, out, resume)
         data = open_data(config)
         torch.manual_seed(config.run.seed)
         method = _method(config, data.classes, device)
@@ -88,6 +88,8 @@ class Run:
         run = cls(config, out, device, data, loader, batches, method, optimizers, schedules, scaler)
         if resume:
             run.restore()
+        if rank() == 0:
+            _claim_folder(config, out)
         return run
 
     @property
@@ -220,27 +222,28 @@ def _refuse_precision(config: TrainConfig, device: torch.device) -> None:
         raise UserError("run.precision bf16: this GPU has none; take --set run.precision=fp16")
 
 
-def _claim_folder(config: TrainConfig, out: Path, resume: bool) -> None:
-    """Make the run's folder with its configuration, or see that a resumed run has the one it began with."""
+def _refuse_folder(config: TrainConfig, out: Path, resume: bool) -> None:
+    """Raise UserError where `out` holds another run, or a resumed one began with another configuration."""
     saved = out / "config.yaml"
-    if rank() != 0:
+    if rank() != 0 or not saved.exists():
         return
-    if not resume and saved.exists():
+    if not resume:
         raise UserError(f"{out}: holds a run already; continue it with --resume, or choose another --out")
-    now = json.loads(config.model_dump_json())
-    if resume and saved.exists():
-        before = read_yaml(saved)["train"]
-        if changed := difference(_without_freedom(before), _without_freedom(now)):
-            raise UserError(
-                f"{out}: began with another configuration ({changed}); resume with the old values, or start a new run"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / FOLDER).mkdir(exist_ok=True)
+    before, now = read_yaml(saved).get("train", {}), json.loads(config.model_dump_json())
+    if changed := difference(_without_freedom(before), _without_freedom(now)):
+        raise UserError(
+            f"{out}: began with another configuration ({changed}); resume with the old values, or start a new run"
+        )
+
+
+def _claim_folder(config: TrainConfig, out: Path) -> None:
+    """Make the run's folder with its configuration: last, so that a mistake in the input leaves no run behind."""
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / FOLDER / f"{BEST}.tmp", ignore_errors=True)
-    save_train_config(config, saved)
+    save_train_config(config, out / "config.yaml")
 
 
 def _without_freedom(tree: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what may change between parts of a run: nothing of it changes a step."""
     free = {"workers", "save_steps", "keep", "overlays", "evaluate_every"}
-    return {**tree, "run": {key: value for key, value in tree["run"].items() if key not in free}}
+    return {**tree, "run": {key: value for key, value in tree.get("run", {}).items() if key not in free}}
