@@ -44,14 +44,14 @@ class Model2DConfig(Section):
 
     name: str = "nvidia/mit-b4"
     """A SegFormer or EoMT by hub id or local folder; with random weights `random:b0` … `random:b5` (SegFormer),
-    `random:eomt-tiny` (64 × 64 pixels, for tests) or `unet` (0.9 M parameters, for CPU demos)."""
+    `random:eomt-tiny` (64 × 64 pixels, for tests) or `unet` (0.4 M parameters, for CPU demos)."""
 
 
 class Model3DConfig(Section):
     """The 3D student, Point Transformer V3; only method rewis3d has one."""
 
     size: Literal["base", "small"] = "base"
-    """base: the published configuration, 46 M parameters; small: about 2 M, for CPU demos and tests."""
+    """base: the published configuration, 46 M parameters; small: 0.9 M, for CPU demos and tests."""
     voxel: Positive = 0.05
     """Edge of a voxel, metres. Points of one voxel share their prediction."""
     weights: Path | None = None
@@ -89,6 +89,8 @@ class RunConfig(Section):
     """Epochs between evaluations."""
     overlays: int = Field(4, ge=0)
     """Pictures of training items (image, sparse label, teacher, student, cross-modal target) written per evaluation."""
+    diagnose: int = Field(16, ge=0)
+    """Training items on which each evaluation measures what the teachers of rewis3d tell the students."""
 
 
 class TrainConfig(Section):

@@ -14,6 +14,7 @@ from rw3d_train.checkpoint import best_checkpoint
 from rw3d_train.config import TrainConfig
 from rw3d_train.data.collate import Batch
 from rw3d_train.data.loader import steps_of
+from rw3d_train.diagnose import diagnose
 from rw3d_train.distributed import rank, sum_over_ranks, wait_for_all, world
 from rw3d_train.logbook import Logbook
 from rw3d_train.overlays import write_overlays
@@ -45,6 +46,7 @@ def fit(config: TrainConfig, out: Path, device: torch.device, resume: bool = Fal
             run.end_epoch()
             if run.epoch % config.run.evaluate_every == 0 or run.epoch == config.run.epochs:
                 run.keep_if_best(validate(run, book))
+                book.diagnosis(diagnose(run))
                 write_overlays(run)
             run.save()
     wait_for_all()

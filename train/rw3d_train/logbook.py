@@ -81,11 +81,18 @@ class Logbook:
         self._send(self.run.step, {"epoch": self.run.epoch, **numbers})
         self._start_over()
 
+    def diagnosis(self, numbers: dict[str, Any]) -> None:
+        """Write what `diagnose` found, if anything."""
+        if numbers:
+            self._send(self.run.step, {"epoch": self.run.epoch, **numbers})
+        self._start_over()
+
     def _send(self, step: int, numbers: dict[str, Any]) -> None:
         if rank() == 0:
             self.metrics.write(step=step, **{name: _finite(value) for name, value in numbers.items()})
+            scalars = {name: value for name, value in numbers.items() if not isinstance(value, list)}
             for tracker in self._trackers:
-                tracker.send(step, numbers)
+                tracker.send(step, scalars)
 
     def __enter__(self) -> Logbook:
         return self

@@ -21,14 +21,14 @@ from rw3d_train.models.unet import UNet
 from rw3d_train.teacher import unwrapped
 
 SMALL_3D: dict[str, Any] = {
-    "enc_depths": (1, 1, 2, 1),
-    "enc_channels": (32, 64, 96, 128),
-    "enc_num_head": (2, 4, 6, 8),
+    "enc_depths": (1, 1, 1, 1),
+    "enc_channels": (16, 32, 64, 96),
+    "enc_num_head": (1, 2, 4, 6),
     "enc_patch_size": (128, 128, 128, 128),
     "stride": (2, 2, 2),
     "dec_depths": (1, 1, 1),
-    "dec_channels": (48, 64, 96),
-    "dec_num_head": (3, 4, 6),
+    "dec_channels": (32, 32, 64),
+    "dec_num_head": (2, 2, 4),
     "dec_patch_size": (128, 128, 128),
     "drop_path": 0.1,
 }

@@ -198,7 +198,7 @@ class Run:
 def _method(config: TrainConfig, classes: ClassMap, device: torch.device) -> Method:
     """The method with its students on the device, wrapped for compilation and for several processes."""
     students = [make_2d(config.model_2d, classes)]
-    if config.method.kind == "rewis3d":
+    if config.method.kind == "rewis3d" or (config.method.kind == "supervised" and config.method.points):
         students.append(make_3d(config.model_3d, classes))
     sizes = ", ".join(f"{parameters(student) / 1e6:.1f} M" for student in students)
     log.info(f"students of {sizes} parameters on {device}")
@@ -245,5 +245,5 @@ def _claim_folder(config: TrainConfig, out: Path) -> None:
 
 def _without_freedom(tree: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what may change between parts of a run: nothing of it changes a step."""
-    free = {"workers", "save_steps", "keep", "overlays", "evaluate_every"}
+    free = {"workers", "save_steps", "keep", "overlays", "diagnose", "evaluate_every"}
     return {**tree, "run": {key: value for key, value in tree.get("run", {}).items() if key not in free}}

@@ -25,7 +25,7 @@ from rw3d_train.distributed import rank, world
 from rw3d_train.evaluate import EvaluateConfig, evaluate_2d, evaluate_3d
 from rw3d_train.metrics import Scores, write_scores
 from rw3d_train.networks import n_classes_3d
-from rw3d_train.trained import Segmenter, config_of, load, load_3d
+from rw3d_train.trained import Segmenter, Who, config_of, load, load_3d
 from rw3d_train.validate import views_of_rank
 
 
@@ -57,7 +57,7 @@ def evaluate_run(
     config = config_of(trained.checkpoint, {"config": override(trained.state["config"], assignments)})
     scenes = _scenes(stores or config.data.stores, split, trained)
     found = _scores_2d(run, trained, scenes, config.evaluate, device, workers)
-    if config.method.kind == "rewis3d":
+    if (trained.checkpoint / "student_3d.safetensors").is_file():
         found |= _scores_3d(run, trained, scenes, config, device, workers)
     if rank() == 0:
         folder = trained.checkpoint if run == trained.checkpoint else run
@@ -105,7 +105,9 @@ def _scores_3d(
     if not sampled:
         log.info("no 3D scores: these scenes have no samples; `rw3d-prep sample-views --views all` makes them")
         return {}
-    networks: dict[str, nn.Module] = {f"3D {who}": load_3d(run, who, str(device)) for who in ("student", "teacher")}
+    both: tuple[Who, Who] = ("student", "teacher")
+    there = [who for who in both if (trained.checkpoint / f"{who}_3d.safetensors").is_file()]
+    networks: dict[str, nn.Module] = {f"3D {who}": load_3d(run, who, str(device)) for who in there}
     items = SceneDataset(sampled)
     share = Subset(items, range(rank(), len(items), world()))
     batches = DataLoader(

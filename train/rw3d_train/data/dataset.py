@@ -7,6 +7,7 @@ loader = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=4, collate_
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,12 @@ class SceneDataset(Dataset):  # type: ignore[misc]
     def generator(self, item: int) -> np.random.Generator:
         """The random numbers of one item in this epoch: the same in every process, whatever was drawn before."""
         return item_generator(self.seed, int(self._epoch[0]), item)
+
+    def with_truth(self) -> SceneDataset:
+        """The same items, read with their dense labels, where there are any."""
+        other = copy.copy(self)
+        other.truth, other._arrays = True, {}
+        return other
 
     def __getitem__(self, item: int) -> Any:
         """The sample at `item`, or what `augment` makes of it.

@@ -37,7 +37,7 @@ def make_method(config: MethodConfig, student_2d: nn.Module, student_3d: nn.Modu
     """The method of a configuration around its students, which may be wrapped for several processes."""
     match config.kind:
         case "supervised":
-            return Supervised(config, student_2d)
+            return Supervised(config, student_2d, student_3d, classes)
         case "ema":
             return Ema(config, student_2d)
         case "rewis3d":
