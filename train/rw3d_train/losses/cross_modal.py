@@ -26,7 +26,8 @@ def cross_modal(
         weight: of the same shape, finite and not negative; a constant. What it holds under 255 does not matter.
         normalization: how the Σ w·CE over the P entries with a label is scaled. "sum_of_weights" divides by Σ w: the
             released code; the scale of the weights cancels. "sum" leaves it: Eq. 5 as printed, about P times a mean, so
-            that λ has to be of the order 1/P. "pairs" divides by P, the mean that the paper's λ = 0.1 suggests.
+            that λ has to be of the order 1/P. "pairs" divides by P: confidences ten times as large are a λ ten times
+            as large.
     """
     loss = cross_entropy(student_logits, pseudo_label)
     has_label = pseudo_label != IGNORE

@@ -37,9 +37,10 @@ class CrossModalConfig(Section):
     """What a pseudo-label counts by: the teacher's probability, the reconstruction's confidence, both, or neither."""
     confidence_scale: Literal["raw", "rank", "log"] = "raw"
     """Reconstruction confidences as they are, or per sample as ranks in (0, 1], or as log2(1 + c)."""
-    normalization: Literal["pairs", "sum_of_weights", "sum"] = "pairs"
-    """What Σ w·CE is divided by: the number of pseudo-labels, as all other losses here; the sum of weights (official);
-    or nothing: Eq. 5 as printed, whose size then grows with the crop."""
+    normalization: Literal["pairs", "sum_of_weights", "sum"] = "sum_of_weights"
+    """What Σ w·CE of Eq. 5 is divided by: the sum of weights, so that λ means the same whatever the scale of the
+    confidences (MapAnything's have no upper bound, stereo's reach 11, LiDAR's are 1); the number of pseudo-labels; or
+    nothing, as Eq. 5 is printed, whose size then grows with the crop."""
     sky_teacher: bool = False
     """Let a copy of the 2D teacher, frozen when CMC starts, name the sky, which has no points to be taught by."""
 
