@@ -39,6 +39,20 @@ def slow_supervised(student, label) -> float:
     return sum(terms) / len(terms) if terms else 0.0
 
 
+def slow_balance(label, exponent) -> np.ndarray:
+    """n_c^(−exponent) of each labelled entry, divided by their mean; 0 elsewhere."""
+    label = np.asarray(label)
+    labels = label[label != 255].tolist()
+    raw = [0.0 if y == 255 else labels.count(y) ** -exponent for y in label.reshape(-1).tolist()]
+    return np.array(raw).reshape(label.shape) * (len(labels) / sum(raw) if labels else 1.0)
+
+
+def slow_balanced(student, label, exponent) -> float:
+    found = entries(student, label, slow_balance(label, exponent))
+    terms = [-w * math.log(softmax(z)[y]) for z, y, w in found if y != 255]
+    return sum(terms) / len(terms) if terms else 0.0
+
+
 def slow_consistency(student, teacher, label, normalization) -> float:
     total, count = 0.0, 0
     for (z, y), (t, _) in zip(entries(student, label), entries(teacher, label), strict=True):

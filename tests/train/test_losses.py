@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from rw3d_train import losses
 from rw3d_train.data.collate import Correspondences
-from slow_losses import problem, slow_consistency, slow_cross_modal, slow_share, slow_supervised
+from slow_losses import (
+    problem,
+    slow_balance,
+    slow_balanced,
+    slow_consistency,
+    slow_cross_modal,
+    slow_share,
+    slow_supervised,
+)
 
 CORRESPONDENCES = (torch.int64, torch.float32, torch.float32, torch.int64)
 
@@ -31,6 +39,16 @@ LOSSES = {
     "supervised": (
         lambda p, s: losses.supervised(s, p.label),
         lambda p, s: slow_supervised(s, p.label),
+    ),
+    "supervised, balanced": (
+        lambda p, s: losses.supervised(s, p.label, 0.5),
+        lambda p, s: slow_balanced(s, p.label, 0.5),
+    ),
+    "cross-modal, balanced": (
+        lambda p, s: losses.cross_modal(s, p.label, p.weight, balance=0.5),
+        lambda p, s: slow_cross_modal(
+            s, p.label, p.weight.detach() * torch.from_numpy(slow_balance(p.label, 0.5)), "sum_of_weights"
+        ),
     ),
     **{
         f"consistency {how}": (
@@ -214,3 +232,13 @@ def test_ramp_steps_once_per_epoch_and_starts_above_zero():
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_ramp_without_length_is_a_step(length):
     assert [losses.ramp(epoch, 2, length, 0.1) for epoch in range(4)] == [0, 0, 0.1, 0.1]
+
+
+@given(st.integers(0, 100), st.floats(0, 1))
+def test_balance_gives_a_mean_of_one_and_with_exponent_one_every_class_the_same(seed, exponent):
+    label = problem((40,), seed, 0.3).label
+    weight = losses.class_balance(label, exponent, torch.float64)
+    np.testing.assert_allclose(weight, slow_balance(label, exponent), rtol=1e-9)
+    assert weight[label != 255].mean() == pytest.approx(1)
+    sums = [float(losses.class_balance(label, 1.0)[label == c].sum()) for c in label[label != 255].unique()]
+    assert sums == pytest.approx([sums[0]] * len(sums), rel=1e-5)

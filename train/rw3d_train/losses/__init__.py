@@ -9,6 +9,7 @@ the processes' losses, as of their gradients, is the loss of the joint batch.
 Formulas: Rewis3d (Ernst et al., CVPR 2026, arXiv 2603.06374), Eq. 2–6, and its released code where that differs.
 """
 
+from rw3d_train.losses.balance import class_balance
 from rw3d_train.losses.confidence import dual_confidence, normalized_confidence, pseudo_labels, surface_only
 from rw3d_train.losses.consistency import base_objective, confident_share, consistency
 from rw3d_train.losses.cross_modal import cross_modal
@@ -20,6 +21,7 @@ from rw3d_train.losses.supervised import supervised
 __all__ = [
     "add_sky",
     "base_objective",
+    "class_balance",
     "confident_share",
     "consistency",
     "cross_modal",

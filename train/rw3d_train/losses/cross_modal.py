@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rw3d_common.labels import IGNORE
 from rw3d_train.distributed import max_over_ranks, share_of, world
+from rw3d_train.losses.balance import class_balance
 from rw3d_train.losses.supervised import cross_entropy
 
 
@@ -17,6 +18,7 @@ def cross_modal(
     pseudo_label: Tensor,
     weight: Tensor,
     normalization: Literal["sum_of_weights", "pairs", "sum"] = "sum_of_weights",
+    balance: float = 0.0,
 ) -> Tensor:
     """Weighted cross-entropy against the other modality's pseudo-labels; 0 where no label or weight is left.
 
@@ -28,10 +30,13 @@ def cross_modal(
             released code; the scale of the weights cancels. "sum" leaves it: Eq. 5 as printed, about P times a mean, so
             that λ has to be of the order 1/P. "pairs" divides by P: confidences ten times as large are a λ ten times
             as large.
+        balance: exponent of `class_balance` over the pseudo-labels; 0 leaves the weights alone, as the paper does.
     """
     loss = cross_entropy(student_logits, pseudo_label)
     has_label = pseudo_label != IGNORE
     weight = torch.where(has_label, weight.detach().to(loss.dtype), 0)
+    if balance:
+        weight = weight * class_balance(pseudo_label, balance, loss.dtype)
     if normalization == "sum":
         return (weight * loss).sum() * world()
     if normalization == "pairs":

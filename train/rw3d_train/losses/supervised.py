@@ -8,17 +8,22 @@ from torch import Tensor
 
 from rw3d_common.labels import IGNORE
 from rw3d_train.distributed import share_of
+from rw3d_train.losses.balance import class_balance
 
 
-def supervised(logits: Tensor, label: Tensor) -> Tensor:
+def supervised(logits: Tensor, label: Tensor, balance: float = 0.0) -> Tensor:
     """Mean cross-entropy over the labelled points or pixels of the batch; 0 where there are none.
 
     Args:
         logits: (M, C) or (B, C, H, W).
         label: (M,) or (B, H, W) train ids below C, or 255.
+        balance: exponent of `class_balance`; 0 counts every pixel alike, as the paper does.
     """
     count = share_of((label != IGNORE).sum())
-    return cross_entropy(logits, label).sum() / count
+    loss = cross_entropy(logits, label)
+    if balance:
+        loss = loss * class_balance(label, balance, loss.dtype)
+    return loss.sum() / count
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

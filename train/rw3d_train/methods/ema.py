@@ -25,6 +25,9 @@ class BaseConfig(Section):
     """What w_t of Eq. 3 is a share of; official: all."""
     consistency_2d: Literal["points", "elements"] = "points"
     """What the 2D divergence of Eq. 2 is divided by: unlabelled pixels, or (official) these times the classes."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """Supervision counts a class of n_c labels n_c^(−balance) times each: 0 as in the paper; towards 1, thin things weigh
+    as much as large surfaces. An option of ours."""
     teacher: TeacherConfig = TeacherConfig()
     """Eq. 1."""
 
@@ -64,7 +67,7 @@ def base_losses(
         config: β, τ and what w_t is averaged over.
         normalization: of the divergence.
     """
-    supervised = losses.supervised(logits, label)
+    supervised = losses.supervised(logits, label, config.balance)
     consistency = losses.consistency(logits, taught, label, normalization)
     share = losses.confident_share(taught, label, config.threshold, config.confident_over)
     total = losses.base_objective(supervised, consistency, share, config.beta)

@@ -41,6 +41,8 @@ class CrossModalConfig(Section):
     """What Σ w·CE of Eq. 5 is divided by: the sum of weights, so that λ means the same whatever the scale of the
     confidences (MapAnything's have no upper bound, stereo's reach 11, LiDAR's are 1); the number of pseudo-labels; or
     nothing, as Eq. 5 is printed, whose size then grows with the crop."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """As `balance` of the method, over pseudo-labels: 0 as in the paper."""
     sky_teacher: bool = False
     """Let a copy of the 2D teacher, frozen when CMC starts, name the sky, which has no points to be taught by."""
 
@@ -84,10 +86,10 @@ class Rewis3d:
         if epoch >= cmc.start:
             weight_2d, weight_3d = (losses.ramp(epoch, cmc.start, cmc.ramp, w) for w in (cmc.weight_2d, cmc.weight_3d))
             found["cross_modal_2d"] = losses.cross_modal(
-                images, *self.targets_2d(student, teacher, taught_points), cmc.normalization
+                images, *self.targets_2d(student, teacher, taught_points), cmc.normalization, cmc.balance
             )
             found["cross_modal_3d"] = losses.cross_modal(
-                points, *self.targets_3d(student, taught_images), cmc.normalization
+                points, *self.targets_3d(student, taught_images), cmc.normalization, cmc.balance
             )
             total_2d = total_2d + weight_2d * found["cross_modal_2d"]
             total_3d = total_3d + weight_3d * found["cross_modal_3d"]

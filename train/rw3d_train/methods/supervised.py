@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from rw3d_common.config import Section
@@ -23,6 +24,8 @@ class SupervisedConfig(Section):
     kind: Literal["supervised"] = "supervised"
     labels: Literal["dense", "sparse"] = "dense"
     """dense: the ceiling that weak supervision is measured against; sparse: the floor."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """As in the other methods: 0 counts every label alike."""
     points: bool = False
     """Also train a 3D network on the points' labels of the same kind: how good the 3D branch is by itself."""
 
@@ -55,8 +58,9 @@ class Supervised:
                 "or reconstruct it where the dataset's dense labels are"
             )
         logits = upsample(self.students["2d"](normalize(student.image)), (label.shape[1], label.shape[2]))
-        found = {"2d": losses.supervised(logits, label)}
+        found = {"2d": losses.supervised(logits, label, self.config.balance)}
         if "3d" in self.students:
+            surfaces = losses.surface_only(point_label, self.in_3d.to(label.device))
             points = self.students["3d"](student.position, point_features(student), student.offset)
-            found["3d"] = losses.supervised(points, losses.surface_only(point_label, self.in_3d.to(label.device)))
+            found["3d"] = losses.supervised(points, surfaces, self.config.balance)
         return found
