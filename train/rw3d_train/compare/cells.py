@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,7 +67,11 @@ def _cell(recipe: CompareRecipe, row: Row, column: Column, seed: int, runs: Path
     assignments = [*recipe.set, *of_column, *row.set, f"run.seed={seed}"]
     try:
         config = load_train_config(
-            recipe.dataset, recipe.config, recipe.preset, row.method, [f"data.stores={json.dumps(str(folder))}", *assignments]
+            recipe.dataset,
+            recipe.config,
+            recipe.preset,
+            row.method,
+            [f"data.stores={json.dumps(str(folder))}", *assignments],
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
@@ -113,7 +116,7 @@ def write_json(path: Path, tree: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     with disk_errors(path):
         temporary.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def record_of(cell: Cell) -> dict[str, Any]:

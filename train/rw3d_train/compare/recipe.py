@@ -107,7 +107,9 @@ def recipe_path(name: str) -> Path:
         if (folder / f"{name.removesuffix('.yaml')}.yaml").is_file():
             return folder / f"{name.removesuffix('.yaml')}.yaml"
     known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
-    raise UserError(f"{name}: no such recipe{did_you_mean(name, known)}; give a YAML file, or one of {', '.join(known)}")
+    raise UserError(
+        f"{name}: no such recipe{did_you_mean(name, known)}; give a YAML file, or one of {', '.join(known)}"
+    )
 
 
 def load_recipe(path: Path) -> CompareRecipe:
@@ -148,7 +150,9 @@ def _check_stores(recipe: CompareRecipe, path: Path) -> None:
     for row in recipe.all_rows():
         if isinstance(row.stores, dict):
             for column in row.stores:
-                _known(column, [column.name for column in recipe.columns], f"{path}: stores of row '{row.name}'", "column")
+                _known(
+                    column, [column.name for column in recipe.columns], f"{path}: stores of row '{row.name}'", "column"
+                )
         for column_ in recipe.columns:
             chosen = stores_of(row, column_)
             if chosen is None:

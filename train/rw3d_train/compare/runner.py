@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,9 +37,28 @@ class Machine:
     gpus: tuple[str, ...] = ()
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        if self.gpus and self.jobs > len(self.gpus):
-            raise UserError(f"--jobs {self.jobs}: only {len(self.gpus)} GPUs are named, and each trains one cell at a time")
+    @classmethod
+    def of(cls, jobs: int | None, gpus: tuple[str, ...], device: str) -> Machine:
+        """What the command line says; without `jobs`, one per GPU that is named, or one.
+
+        Raises:
+            UserError: trainings that would have to share a GPU.
+        """
+        import torch
+
+        if len(set(gpus)) < len(gpus):
+            raise UserError(f"--gpus {','.join(gpus)}: one of them comes twice; each trains one cell at a time")
+        if gpus and (jobs or 1) > len(gpus):
+            raise UserError(f"--jobs {jobs}: only {len(gpus)} GPUs are named, and each trains one cell at a time")
+        if gpus and device not in ("auto", "cuda"):
+            raise UserError(f"--gpus {','.join(gpus)} and --device {device} name different machines; give one of them")
+        if (
+            not gpus
+            and (jobs or 1) > 1
+            and (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()))
+        ):
+            raise UserError(f"--jobs {jobs}: these trainings would share one GPU; name several, as in --gpus 0,1")
+        return cls(jobs or len(gpus) or 1, gpus, device)
 
     @property
     def places(self) -> list[str]:
@@ -78,9 +98,7 @@ class _Job:
         return time.monotonic() - self.started
 
 
-def run_cells(
-    cells: Sequence[Cell], machine: Machine, facts: dict[str, str], trainer: Sequence[str] = TRAINER
-) -> list[Failure]:
+def run_cells(cells: Sequence[Cell], machine: Machine, facts: dict[str, str]) -> list[Failure]:
     """Train what is not finished, and return what failed; the others go on. Safe to kill and to call again.
 
     A cell that another comparison trains at this moment is waited for.
@@ -89,30 +107,19 @@ def run_cells(
         cells: one per folder.
         machine: how many at a time, and where.
         facts: versions, to be kept beside each cell's scores.
-        trainer: the program and its first arguments.
     """
     todo, running, failed = deque(cell for cell in cells if not is_finished(cell)), list[_Job](), list[Failure]()
     free, total, waited = machine.places, len(todo), set[Path]()
     try:
         while todo or running:
-            for _ in range(len(todo)):
-                if not free:
-                    break
-                cell = todo.popleft()
-                if is_finished(cell):  # by the other comparison
-                    continue
-                if (job := _start(cell, free[0], machine, facts, trainer)) is None:
-                    todo.append(cell)
-                    _say_once(cell, waited)
-                    continue
-                free.pop(0)
-                running.append(job)
+            _start_some(todo, running, free, waited, partial(_start, machine=machine, facts=facts))
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 free.append(job.gpu)
                 _end(job, failed)
                 left = remaining([*todo, *(other.cell for other in running)], cells, machine.jobs)
-                log.info(f"{total - len(todo) - len(running)} of {total} cells done{left and ', about ' + left + ' left'}")
+                done = f"{total - len(todo) - len(running)} of {total} trainings ended"
+                log.info(f"{done}, about {left} left" if left else done)
             if todo or running:
                 time.sleep(POLL)
     finally:
@@ -120,9 +127,29 @@ def run_cells(
     return failed
 
 
-def _start(
-    cell: Cell, gpu: str, machine: Machine, facts: dict[str, str], trainer: Sequence[str]
-) -> _Job | None:
+def _start_some(
+    todo: deque[Cell],
+    running: list[_Job],
+    free: list[str],
+    waited: set[Path],
+    start: Callable[[Cell, str], _Job | None],
+) -> None:
+    """Start cells on free places; those that another process trains go to the end of the queue."""
+    for _ in range(len(todo)):
+        if not free:
+            return
+        cell = todo.popleft()
+        if is_finished(cell):  # the other process has done it
+            continue
+        if job := start(cell, free[0]):
+            free.pop(0)
+            running.append(job)
+        else:
+            todo.append(cell)
+            _say_once(cell, waited)
+
+
+def _start(cell: Cell, gpu: str, machine: Machine, facts: dict[str, str]) -> _Job | None:
     """Start the training of a cell, from its last checkpoint if it has begun; None: another process trains it.
 
     The lock is on the log and passes to the cell with it: it outlives us if we are killed, and ends with the cell.
@@ -140,19 +167,19 @@ def _start(
         save_train_config(cell.config, folder / RECIPE)
         how = ["--resume"] if begun else ["--config", str(folder / RECIPE)]
         device = "cuda" if gpu else machine.device
-        command = [*trainer, "run", *how, "--out", str(folder), "--device", device]
+        arguments = ["run", *how, "--out", str(folder), "--device", device]
         where = machine.environment(gpu)
         record = {
             "identity": cell.identity,
             "finished": False,
             "seconds": record_of(cell).get("seconds", 0.0),
-            "command": shlex.join(["rw3d-train", *command[len(trainer) :]]),
+            "command": shlex.join(["rw3d-train", *arguments]),
             "versions": {**facts, "device": device_name(device, gpu), "threads": where.get("OMP_NUM_THREADS", "")},
             "scenes": list(made_by(cell.config.data.stores)),
         }
         write_json(folder / RECORD, record)
         log.info(f"{'go on with' if begun else 'train'} {cell}{gpu and ' on GPU ' + gpu}: {folder / LOG}")
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=where, start_new_session=True)
+        process = subprocess.Popen([*TRAINER, *arguments], stdout=file, stderr=file, env=where, start_new_session=True)
     return _Job(cell, gpu, process, record)
 
 
@@ -218,5 +245,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-

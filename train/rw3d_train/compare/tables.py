@@ -64,8 +64,8 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
         named = ("miou", "ss_fs", "gain", "macc", "all_acc")
-        numbers = {name: number and number.to_json() for name in named if (number := getattr(self, name)) or True}
-        iou = {name: number and number.to_json() for name, number in self.iou.items()}
+        numbers = {name: number.to_json() if (number := getattr(self, name)) else None for name in named}
+        iou = {name: number.to_json() if number else None for name, number in self.iou.items()}
         plain = {"published": self.published, "published_ss_fs": self.published_ss_fs, "seeds": list(self.seeds)}
         return {"row": self.row, "column": self.column, "state": self.state, **numbers, "iou": iou, **plain}
 
@@ -93,14 +93,15 @@ def _entry(
     miou = {seed: scores["miou"] for seed, scores in done.items()}
     names = next(iter(done.values()))["iou"] if done else {}
     published = _published(recipe, row, column)
-    full = _published(recipe, recipe.reference.name, column) if recipe.reference else None
+    reference = recipe.reference.name if recipe.reference else None
+    full = _published(recipe, reference, column) if reference else None
     return Entry(
         row=row,
         column=column,
         miou=Number.of(miou.values()),
         macc=Number.of(scores["macc"] for scores in done.values()),
         all_acc=Number.of(scores["all_acc"] for scores in done.values()),
-        ss_fs=Number.of(_paired(found, recipe.reference and recipe.reference.name, column, miou, _ratio)),
+        ss_fs=Number.of(_paired(found, reference, column, miou, _ratio)),
         gain=Number.of(_paired(found, recipe.baseline, column, miou, _difference)) if row != recipe.baseline else None,
         iou={name: Number.of(scores["iou"][name] for scores in done.values()) for name in names},
         published=published,
@@ -140,12 +141,16 @@ def _published(recipe: CompareRecipe, row: str, column: str) -> float | None:
     return recipe.published.miou.get(row, {}).get(column) if recipe.published else None
 
 
-def shown(entry: Entry, number: Number | None, signed: bool = False) -> str:
-    """A number of an entry as tables show it, with what is missing of it in words."""
-    if number is None:
-        return entry.state if entry.state in ("failed",) else "–"
-    text = f"+{number}" if signed and number.mean >= 0 else str(number)
-    return text if entry.state in ("finished", "") else f"{text} ({entry.state})"
+def shown(entry: Entry) -> str:
+    """The mIoU of an entry as tables show it, with what is missing of it in words."""
+    if entry.miou is None:
+        return entry.state if entry.state == "failed" else "–"
+    return str(entry.miou) if entry.state == "finished" else f"{entry.miou} ({entry.state})"
+
+
+def signed(number: Number | None) -> str:
+    """A difference, with its sign."""
+    return "–" if number is None else f"{'+' * (number.mean >= 0)}{number}"
 
 
 def summary_table(recipe: CompareRecipe, entries: Sequence[Entry]) -> Table:
@@ -155,13 +160,13 @@ def summary_table(recipe: CompareRecipe, entries: Sequence[Entry]) -> Table:
     table = Table(title=f"{recipe.title}: mIoU of the {recipe.scores}, %, mean ± standard deviation over seeds")
     for name in ("row", "column"):
         table.add_column(name)
-    heads = ["mIoU", "SS/FS", f"− {recipe.baseline}" if recipe.baseline else "", "published" * (recipe.published is not None)]
-    for name in heads[:1] + (["SS/FS"] if recipe.reference else []) + [name for name in heads[2:] if name] + ["seeds"]:
+    heads = ["mIoU", *(["SS/FS"] if recipe.reference else []), *([f"− {recipe.baseline}"] if recipe.baseline else [])]
+    for name in [*heads, *(["published"] if recipe.published else []), "seeds"]:
         table.add_column(name, justify="right")
     for entry in entries:
-        cells = [shown(entry, entry.miou)]
+        cells = [shown(entry)]
         cells += [str(entry.ss_fs or "–")] if recipe.reference else []
-        cells += [shown(entry, entry.gain, signed=True) if entry.gain else "–"] if recipe.baseline else []
+        cells += [signed(entry.gain)] if recipe.baseline else []
         cells += [f"{entry.published:.1f}" if entry.published else "–"] if recipe.published else []
         table.add_row(entry.row, entry.column, *cells, str(len(entry.seeds)))
     return table
@@ -174,7 +179,16 @@ def write_summary(recipe: CompareRecipe, entries: Sequence[Entry], out: Path) ->
     numbers = ("miou", "ss_fs", "gain", "macc", "all_acc")
     with (out / "summary.csv").open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["row", "column", "state", "n", *(f"{name}_{part}" for name in numbers for part in ("mean", "std")), "published"])
+        lines.writerow(
+            [
+                "row",
+                "column",
+                "state",
+                "n",
+                *(f"{name}_{part}" for name in numbers for part in ("mean", "std")),
+                "published",
+            ]
+        )
         for entry in entries:
             values = [value for name in numbers for value in _mean_and_std(getattr(entry, name))]
             lines.writerow([entry.row, entry.column, entry.state, len(entry.seeds), *values, entry.published])
