@@ -43,9 +43,7 @@ def require_plots() -> None:
         UserError: matplotlib is missing.
     """
     if find_spec("matplotlib") is None:
-        raise UserError(
-            "the report's plots need matplotlib: pip install matplotlib, or install rw3d with its extra [report]"
-        )
+        raise UserError("the report's plots need matplotlib: pip install 'rw3d[report]'")
 
 
 def colors_of(recipe: CompareRecipe, names: Iterable[str]) -> dict[str, str]:
