@@ -73,7 +73,7 @@ def test_a_comparison_trains_and_reports(workplace, rw3d_train):
     assert not re.search(r'src="(?!data:)|<script|href="http', page)
     for words in ("rw3d-train run --config", "labelled pixels", "torch", "| road |", "seed 3"):
         assert words in report, words
-    assert json.loads((cell / "cell.json").read_text())["versions"]["device"] == "cpu, 1 threads"
+    assert json.loads((cell / "cell.json").read_text())["versions"]["device"] == "cpu, 1 thread"
 
 
 def test_scores_of_before_are_enough_for_another_report(workplace, rw3d_train, monkeypatch):

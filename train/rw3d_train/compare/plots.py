@@ -68,7 +68,7 @@ def _dots(figure: Figure, recipe: CompareRecipe, entries: Sequence[Entry], color
     rows = list(dict.fromkeys(entry.row for entry in entries))
     across = min(len(recipe.columns), ACROSS)
     down = -(-len(recipe.columns) // across)
-    figure.set_size_inches(WIDE, down * (0.32 * len(rows) + 0.9))
+    figure.set_size_inches(WIDE, down * (0.36 * len(rows) + 0.9))
     fields = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for axes, column in zip(fields.flat, recipe.columns, strict=False):
         axes.set_title(column.name if len(recipe.columns) > 1 else "")
@@ -76,7 +76,7 @@ def _dots(figure: Figure, recipe: CompareRecipe, entries: Sequence[Entry], color
             if entry.column == column.name:
                 _dot(axes, entry, rows.index(entry.row), colors[entry.row])
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.7)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
     for axes in fields.flat[len(recipe.columns) :]:
@@ -92,11 +92,11 @@ def _dot(axes: Axes, entry: Entry, place: int, color: str) -> None:
             entry.published, place, marker="D", markersize=6, markerfacecolor="none", color=color, linestyle="none"
         )
     if entry.miou is not None:
-        spread = entry.miou.std or 0
-        axes.errorbar(entry.miou.mean, place, xerr=spread or None, fmt="o", color=color, markersize=6, capsize=3)
-        text = (entry.miou.mean + spread, place)
-        axes.annotate(f"{entry.miou.mean:.1f}", text, (6, 0), textcoords="offset points", va="center", color=color)
-        axes.margins(x=0.15)
+        place_of_dot = (entry.miou.mean, place)
+        axes.errorbar(*place_of_dot, xerr=entry.miou.std, fmt="o", color=color, markersize=6, capsize=3)
+        how: Any = {"textcoords": "offset points", "ha": "center", "va": "bottom", "color": color, "fontsize": 8}
+        axes.annotate(f"{entry.miou.mean:.1f}", place_of_dot, (0, 4), **how)
+        axes.margins(x=0.1)
 
 
 def _key(figure: Figure, entries: Sequence[Entry]) -> None:

@@ -12,7 +12,7 @@ import torch
 from rw3d_common.errors import disk_errors
 from rw3d_train.compare.cells import distinct, is_finished, record_of
 from rw3d_train.compare.comparison import Comparison
-from rw3d_train.compare.page import picture, table, to_html
+from rw3d_train.compare.page import folded, picture, table, to_html
 from rw3d_train.compare.plots import colors_of, plot_scores
 from rw3d_train.compare.report_runs import commands, diagnostics, failures, predictions, training
 from rw3d_train.compare.runner import duration
@@ -118,7 +118,8 @@ def _classes(comparison: Comparison) -> list[str]:
         if names:
             lines = [[name, *_of_class(comparison, entries, name)] for name in names]
             lines.append(["**mIoU**", *(f"**{entry.miou or '–'}**" for entry in entries)])
-            parts += [*heading, table(["", *(entry.row for entry in entries)], lines)]
+            text = table(["", *(entry.row for entry in entries)], lines)
+            parts.append(folded(column, text) if heading else text)
     return ["## IoU per class", *parts] if parts else []
 
 

@@ -17,9 +17,10 @@ from rw3d_train.compare.run_plots import plot_diagnostics, plot_held_out, plot_l
 from rw3d_train.compare.runner import duration
 
 SHARES = (
-    ("diagnose/correspondences", "pixels with a point"),
     ("labelled_pixels", "labelled pixels"),
     ("labelled_points", "labelled points"),
+    ("correspondences_per_pixel", "pixels with a point, in batches"),
+    ("diagnose/correspondences", "pixels with a point, in images"),
     ("diagnose/agreement", "teachers agree"),
     ("diagnose/precision_2d", "labels for 2D right"),
     ("diagnose/weighted_precision_2d", "… by weight"),
@@ -58,7 +59,9 @@ def training(comparison: Comparison, folder: Path) -> list[str]:
         }
         if any(curves.steps for curves in of_column.values()):
             plot_losses(of_column, colors, folder / f"losses_{number}.png")
-            parts += [*heading, picture("parts of the losses over steps", f"{folder.name}/losses_{number}.png")]
+            shown = picture("parts of the losses over steps", f"{folder.name}/losses_{number}.png")
+            title = f"Parts of the losses over steps, seed {comparison.first_seed}"
+            parts += [folded(f"{title}: {column}", shown)] if heading else [f"{title}:", shown]
     return ["## Training", *parts] if parts else []
 
 
@@ -75,7 +78,8 @@ def diagnostics(comparison: Comparison, folder: Path) -> list[str]:
             first = {row: curves[0] for row, curves in found.items()}
             if any(key.startswith(DIAGNOSE) for curves in first.values() for key in curves.names()):
                 plot_diagnostics(first, folder / f"diagnostics_{number}.png")
-                parts.append(picture("diagnostics over epochs", f"{folder.name}/diagnostics_{number}.png"))
+                shown = picture("diagnostics over epochs", f"{folder.name}/diagnostics_{number}.png")
+                parts.append(folded(f"Over epochs: {column}", shown) if heading else shown)
     intro = (
         "Last values of each run with a 3D branch, mean over seeds, in %; the plots are of the first seed. Labels for 2D are "
         "what the 3D teacher says at the pixels that show a point, labels for 3D what the 2D teacher says there. They help "

@@ -41,15 +41,15 @@ def _commit() -> str:
     return head.stdout.strip() + "+" * (changed.returncode == 1) if head.returncode == 0 else ""
 
 
-def device_name(device: str, gpu: str = "") -> str:
+def device_name(device: str, gpu: str, threads: str) -> str:
     """What a cell runs on: the name of the GPU, or "cpu" with its number of threads."""
     import torch
 
     if device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        return f"cpu, {os.environ.get('OMP_NUM_THREADS', cores())} threads"
+        return f"cpu, {threads} thread{'s' * (threads != '1')}"
     if not torch.cuda.is_available():
         return "mps"
-    number = int(gpu) if gpu.isdigit() else (torch.device(device).index or 0 if device.startswith("cuda") else 0)
+    number = int(gpu) if gpu.isdigit() else torch.device(device if device.startswith("cuda") else "cuda").index or 0
     return str(torch.cuda.get_device_name(number))
 
 
