@@ -83,7 +83,7 @@ def test_scores_of_before_are_enough_for_another_report(workplace, rw3d_train, m
     assert code == 0, said
     assert re.search(r"teacher +│ scribbles │ +– │", shown)
     assert re.search(r"Rewis3d +│ scribbles │ +\d+\.\d │", shown)
-    assert "4 trainings, 2 finished, 0 failed" in (workplace / "again" / "report.md").read_text()
+    assert "4 trainings, 2 of them finished; seeds 3" in (workplace / "again" / "report.md").read_text()
 
 
 def test_a_failed_training_is_reported_and_ends_with_3(workplace, rw3d_train, monkeypatch):

@@ -61,7 +61,7 @@ def compare(
         prepare=prepare,
         plan=plan,
         report=report,
-        command=shlex.join(["rw3d-train", *sys.argv[1:]]),
+        command=shlex.join(["rw3d-train", *(word for word in sys.argv[1:] if word != "--report")]),
     )
     raise typer.Exit(run(path, options, Machine.of(jobs, named, device)))
 

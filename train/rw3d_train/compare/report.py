@@ -51,7 +51,8 @@ def write_report(comparison: Comparison, out: Path, device: torch.device) -> Non
 def _state(comparison: Comparison) -> str:
     cells = distinct(comparison.cells)
     done, seeds = sum(map(is_finished, cells)), sorted({cell.seed for cell in cells})
-    missing = f", {done} finished, {len(comparison.failed)} failed" if done < len(cells) else ""
+    missing = f", {done} of them finished" if done < len(cells) else ""
+    missing += f", {len(comparison.failed)} failed" if comparison.failed else ""
     spent = duration(sum(record_of(cell).get("seconds", 0) for cell in cells))
     return (
         f"{len(cells)} trainings{missing}; seeds {', '.join(map(str, seeds))}; {spent} of training; written "
@@ -126,7 +127,7 @@ def _classes(comparison: Comparison) -> list[str]:
 def _of_class(comparison: Comparison, entries: Sequence[Entry], name: str) -> list[str]:
     reference = comparison.recipe.reference.name if comparison.recipe.reference else None
     rivals = [number.mean for entry in entries if entry.row != reference and (number := entry.iou.get(name))]
-    best = max(rivals) if len(rivals) > 1 else None
+    best = max(rivals) if len(rivals) > 1 and max(rivals) > 0 else None
     return [_bold(entry.iou.get(name), None if entry.row == reference else best) for entry in entries]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from rw3d_train.compare.curves import DIAGNOSE, HELD_OUT, Curves, mean_of, read_
 from rw3d_train.compare.page import code, folded, picture, table
 from rw3d_train.compare.pictures import write_pictures
 from rw3d_train.compare.plots import colors_of
+from rw3d_train.compare.recipe import CompareRecipe
 from rw3d_train.compare.run_plots import plot_diagnostics, plot_held_out, plot_losses
 from rw3d_train.compare.runner import duration
 
@@ -108,14 +110,21 @@ def failures(comparison: Comparison) -> list[str]:
 def commands(comparison: Comparison) -> list[str]:
     """What makes every number again, and what made it."""
     recipe, cells = comparison.recipe, distinct(comparison.cells)
-    scenes = list(dict.fromkeys(command for made in recipe.stores.values() for command in made.prepare))
+    records = [record_of(cell) for cell in cells if is_finished(cell)]
     lines = [f"# {cell}{_time(record_of(cell).get('seconds'))}\n{cell.command} --out {cell.folder}" for cell in cells]
     parts = ["## Commands and versions", "The whole comparison:", code(comparison.command)]
-    if scenes:
+    if scenes := _scenes(recipe, records):
         parts.append(folded("The scenes", code("\n".join(scenes))))
     parts.append(folded(f"Each of the {len(cells)} trainings", code("\n\n".join(lines))))
-    records = [record_of(cell) for cell in cells if is_finished(cell)]
     return [*parts, _versions([record["versions"] for record in records])] if records else parts
+
+
+def _scenes(recipe: CompareRecipe, records: Sequence[dict[str, Any]]) -> list[str]:
+    """The commands that made the scenes of finished cells; the recipe's where nothing is known of them."""
+    copied = [recipe.stores[made.copy_of] for made in recipe.stores.values() if made.copy_of]
+    known = [command for record in records for command in record.get("scenes", ())]
+    sets = copied if known else [*copied, *recipe.stores.values()]
+    return list(dict.fromkeys([*(command for made in sets for command in made.prepare), *known]))
 
 
 def _time(seconds: float | None) -> str:

@@ -33,7 +33,8 @@ class Number:
         return cls(mean(known), stdev(known) if len(known) > 1 else None, len(known)) if known else None
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+        mean = f"{round(self.mean, 1) + 0.0:.1f}"  # + 0.0: no "-0.0"
+        return mean if self.std is None else f"{mean} ± {self.std:.1f}"
 
     def to_json(self) -> dict[str, Any]:
         """To two digits, of percent."""
@@ -150,7 +151,7 @@ def shown(entry: Entry) -> str:
 
 def signed(number: Number | None) -> str:
     """A difference, with its sign."""
-    return "–" if number is None else f"{'+' * (number.mean >= 0)}{number}"
+    return "–" if number is None else f"{'+' * (round(number.mean, 1) >= 0)}{number}"
 
 
 def summary_table(recipe: CompareRecipe, entries: Sequence[Entry]) -> Table:
