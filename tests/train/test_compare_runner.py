@@ -112,7 +112,7 @@ def test_a_cell_that_another_process_trains_is_waited_for(tmp_path):
 
 def test_a_gpu_trains_one_cell_at_a_time(tmp_path):
     plan(seconds=0.1)
-    assert run_cells(cells_here(tmp_path, seeds=[0, 1, 2]), Machine.of(None, ("2", "5"), "auto"), {}) == []
+    assert run_cells(cells_here(tmp_path, seeds=[0, 1, 2]), Machine(2, ("2", "5")), {}) == []
     lines = starts()
     assert {line["gpu"] for line in lines} == {"2", "5"}
     for gpu in ("2", "5"):
@@ -127,11 +127,13 @@ def test_a_gpu_trains_one_cell_at_a_time(tmp_path):
     [
         (3, ("0", "1"), "auto", r"--jobs 3: only 2 GPUs are named, and each trains one cell at a time"),
         (None, ("0", "0"), "auto", r"--gpus 0,0: one of them comes twice"),
+        (None, ("7",), "auto", r"--gpus 7: torch finds no CUDA GPU on this machine; leave it out, or give --jobs"),
         (None, ("0",), "cpu", r"--gpus 0 and --device cpu name different machines; give one of them"),
         (2, (), "cuda", r"--jobs 2: these trainings would share one GPU; name several, as in --gpus 0,1"),
     ],
 )
-def test_a_gpu_is_never_shared(jobs, gpus, device, sentence):
+def test_a_gpu_is_never_shared(jobs, gpus, device, sentence, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=sentence):
         Machine.of(jobs, gpus, device)
 

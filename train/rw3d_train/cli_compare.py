@@ -26,7 +26,9 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at a time. Default: one per GPU of --gpus, else 1.")
     ] = None,
-    gpus: Annotated[str | None, typer.Option(metavar="0,1,…", help="GPUs to use, one training on each.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="0,1,…", help="GPUs to use, as nvidia-smi numbers them, one training on each.")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps; for one training at a time.")
     ] = "auto",

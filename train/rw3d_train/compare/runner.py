@@ -20,7 +20,7 @@ from rw3d_common.errors import UserError, disk_errors
 from rw3d_common.log import log
 from rw3d_train.compare.cells import LOG, RECIPE, RECORD, Cell, is_finished, record_of, scores_of, write_json
 from rw3d_train.compare.scenes import made_by
-from rw3d_train.compare.versions import cores, device_name
+from rw3d_train.compare.versions import cores, device_name, gpu_number
 from rw3d_train.config import save_train_config
 
 POLL = 0.2  # seconds between looks at the running cells
@@ -58,7 +58,17 @@ class Machine:
             and (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()))
         ):
             raise UserError(f"--jobs {jobs}: these trainings would share one GPU; name several, as in --gpus 0,1")
+        if gpus and not torch.cuda.is_available():
+            raise UserError(
+                f"--gpus {','.join(gpus)}: torch finds no CUDA GPU on this machine; leave it out, or give --jobs"
+            )
         return cls(jobs or len(gpus) or 1, gpus, device)
+
+    @property
+    def own_device(self) -> str:
+        """Where this process itself may predict: the first GPU that is named."""
+        number = gpu_number(self.gpus[0]) if self.gpus else None
+        return self.device if number is None else f"cuda:{number}"
 
     @property
     def places(self) -> list[str]:

@@ -138,7 +138,7 @@ def _write(
             (options.out / FAILURES).unlink()
         write_summary(recipe, entries, options.out)
     console().print(summary_table(recipe, entries))
-    with process_group(f"cuda:{machine.gpus[0]}" if machine.gpus else machine.device) as device:
+    with process_group(machine.own_device) as device:
         write_report(Comparison(recipe, cells, entries, failed, options.command), options.out, device)
     log.info(f"report: {options.out}/report.html and report.md; numbers: summary.csv, classes.csv, summary.json there")
     if failed:

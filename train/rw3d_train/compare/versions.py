@@ -49,8 +49,16 @@ def device_name(device: str, gpu: str, threads: str) -> str:
         return f"cpu, {threads} thread{'s' * (threads != '1')}"
     if not torch.cuda.is_available():
         return "mps"
-    number = int(gpu) if gpu.isdigit() else torch.device(device if device.startswith("cuda") else "cuda").index or 0
-    return str(torch.cuda.get_device_name(number))
+    number = gpu_number(gpu) if gpu else torch.device(device if device.startswith("cuda") else "cuda").index or 0
+    return f"GPU {gpu}" if number is None else str(torch.cuda.get_device_name(number))
+
+
+def gpu_number(gpu: str) -> int | None:
+    """What torch calls a GPU of --gpus in this process; None where it has been shown only some of them."""
+    import torch
+
+    known = gpu.isdigit() and "CUDA_VISIBLE_DEVICES" not in os.environ and int(gpu) < torch.cuda.device_count()
+    return int(gpu) if known else None
 
 
 def cores() -> int:
