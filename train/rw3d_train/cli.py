@@ -16,6 +16,7 @@ import typer
 
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
+from rw3d_train.cli_compare import compare
 
 if TYPE_CHECKING:
     from rw3d_train.metrics import Scores
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train 2D segmentation from the scenes that rw3d-prep made.\n\n"
     "`rw3d-train run` trains on what lies under `stores/`; `rw3d-train evaluate RUN` scores it; `rw3d-train predict RUN "
-    "photo.jpg` uses it.",
+    "photo.jpg` uses it; `rw3d-train compare RECIPE` trains a whole table.",
 )
 
 
@@ -119,6 +120,9 @@ def run(
             _show(evaluate_run(out, where), f"{out} on val, %")
         else:
             log.info(f"best checkpoint: {best}; there is no split val among its scenes to score it on")
+
+
+app.command()(compare)
 
 
 def _show(scores: dict[str, Scores], title: str) -> None:
@@ -267,7 +271,10 @@ def main() -> None:
         log.error(f"rw3d-train: {error}")
         sys.exit(Exit.BAD_INPUT)
     except Stopped as stop:
-        log.warning(f"stopped by {stop}; `rw3d-train run --resume` goes on with a run from its last checkpoint")
+        log.warning(
+            f"stopped by {stop}; `rw3d-train run --resume` goes on with a run from its last checkpoint, the same "
+            "`rw3d-train compare` with a comparison"
+        )
         for child in multiprocessing.active_children():
             child.terminate()
         sys.exit(Exit.STOPPED)

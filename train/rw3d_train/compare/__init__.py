@@ -1,0 +1,1 @@
+"""`rw3d-train compare`: a table of trainings, methods × labels × seeds, and a report of it."""
