@@ -63,7 +63,7 @@ def reconstruct(
     With `retry_failed` only the batches that failures.jsonl lists are tried; with `redo_size` only unhealthy scenes
     are made again, from at most so many frames each. Scenes are made by `workers` processes, by `gpus` of this machine,
     or by the Dask cluster of a `scheduler`, given by its address or file. A `shard` is one job of several that write
-    into the same `out`: it makes its part. `on_written` is called with the name of every scene once it is published.
+    into the same `out`: it makes its part. `on_written` is called with every scene's name once it is published.
 
     Raises:
         UserError: bad input found before work starts, scenes of another configuration in `out`, or a full disk.
@@ -86,14 +86,13 @@ def reconstruct(
     else:
         todo = [part for redo in redos for part in redo.missing(finished_names(out))]
     machines = Machines(config, root, out, workers, gpus, scheduler)
+    metrics = Metrics(shard.file(out / "metrics.jsonl"))
     if todo:
         machines.require()
-    metrics = Metrics(shard.file(out / "metrics.jsonl"))
     with disk_errors(out):
-        if todo:
-            (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
         try:
             if todo:
+                (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
                 _run(todo, machines, outcome, failures, metrics, on_written)
         finally:
             sweep_orphans(out, own)

@@ -77,7 +77,7 @@ def test_a_run_trains_and_is_evaluated_from_s3(endpoint, tmp_path):
     scores = (tmp_path / "run" / "evaluation-val.json").read_text()
 
     (tmp_path / "run" / "evaluation-val.json").unlink()
-    code, shown, said = rw3d_train(tmp_path, "evaluate", "run", "--stores", TARGET, "--device", "cpu")
+    code, shown, said = rw3d_train(tmp_path, "evaluate", "run", "--stores", TARGET, "--workers", "0", "--device", "cpu")
     assert code == 0, said
     assert json.loads((tmp_path / "run" / "evaluation-val.json").read_text()) == json.loads(scores)
 
