@@ -164,7 +164,7 @@ def main() -> None:
         root = Path(name) / "images"
         write_images(root, options.batches, options.views, *options.size)
         if options.sleep is not None:
-            result = measure_sleeping(root, Path(name), options.views, options.sleep, options.workers)
+            result = measure_sleeping(root, Path(name), options.views, options.sleep, options.workers, options.rounds)
         else:
             backend = MapAnythingConfig(weights=options.weights, device=options.device)
             batching = BatchConfig(size=options.views)
