@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, 
 	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"
 
 test: $(VENV)/.test ## Run every test, the linter and the type checker.
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 notebook: $(VENV)/.test ## Open the tour of a scene store in JupyterLab.
 	$(PIP) install --quiet jupyterlab

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sleeping_gpu import DEVICE, measure_sleeping
 
 from rw3d_common.log import configure
 from rw3d_prep.batch_scene import reconstruct_batch
@@ -147,7 +148,9 @@ def device_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--weights", type=Path)
+    model.add_argument("--sleep", type=float, metavar="MS_PER_VIEW", help="no model and no GPU: see sleeping_gpu.py")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--views", type=int, default=200)
@@ -157,13 +160,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     configure()
-    backend = MapAnythingConfig(weights=options.weights, device=options.device)
-    config = PrepConfig(dataset=DatasetConfig(name="folder"), batching=BatchConfig(size=options.views), backend=backend)
     with tempfile.TemporaryDirectory(prefix="rw3d-gpu-") as name:
         root = Path(name) / "images"
         write_images(root, options.batches, options.views, *options.size)
-        result = measure(config, root, Path(name), options.workers, options.rounds)
-    result = {"device": device_name(), "size": list(options.size), "workers": options.workers, **result}
+        if options.sleep is not None:
+            result = measure_sleeping(root, Path(name), options.views, options.sleep, options.workers, options.rounds)
+        else:
+            backend = MapAnythingConfig(weights=options.weights, device=options.device)
+            batching = BatchConfig(size=options.views)
+            config = PrepConfig(dataset=DatasetConfig(name="folder"), batching=batching, backend=backend)
+            result = measure(config, root, Path(name), options.workers, options.rounds)
+    device = device_name() if options.sleep is None else DEVICE
+    result = {"device": device, "size": list(options.size), "workers": options.workers, **result}
     text = json.dumps(result, indent=1)
     print(text)
     if options.json:

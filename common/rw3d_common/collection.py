@@ -14,7 +14,7 @@ from rw3d_common.scene import Scene, open_scene
 from rw3d_common.schema import STORE_SUFFIX
 
 
-def store_paths(path: StorePath) -> list[StorePath]:
+def store_paths(path: str | StorePath) -> list[StorePath]:
     """Every finished-name `*.zarr` store at or below `path`, sorted; temporary stores of running writers are not.
 
     On object storage, stores whose upload has not ended are not either.
@@ -35,6 +35,16 @@ def local_stores(path: Path) -> list[Path]:
 
 
 def _remote_stores(path: RemotePath) -> list[RemotePath]:
+    found = remote_folders(path)
+    if found == [path]:
+        return found
+    with ThreadPoolExecutor(16) as threads:
+        finished = list(threads.map(lambda store: (store / "zarr.json").is_file(), found))
+    return sorted(store for store, done in zip(found, finished, strict=True) if done)
+
+
+def remote_folders(path: RemotePath) -> list[RemotePath]:
+    """The stores at or below a place on object storage, those whose upload has not ended among them."""
     if path.name.endswith(STORE_SUFFIX):
         return [path]
     found: list[RemotePath] = []
@@ -42,9 +52,7 @@ def _remote_stores(path: RemotePath) -> list[RemotePath]:
     while todo:
         for folder in todo.pop().folders():
             (found if folder.name.endswith(STORE_SUFFIX) else todo).append(folder)
-    with ThreadPoolExecutor(16) as threads:
-        finished = list(threads.map(lambda store: (store / "zarr.json").is_file(), found))
-    return sorted(store for store, done in zip(found, finished, strict=True) if done)
+    return sorted(found)
 
 
 class Collection:

@@ -158,6 +158,20 @@ def as_store_path(path: str | StorePath) -> StorePath:
     return Path(path)
 
 
+def uploaded_checksum(path: RemotePath) -> str | None:
+    """The SHA-256 that an object was uploaded with; None for an object of other tools, or none at all."""
+    import_obstore(path)
+    import obstore
+
+    try:
+        with remote_errors(path):
+            attributes = obstore.get(client(path), path.key, options={"head": True}).attributes
+    except FileNotFoundError:
+        return None
+    checksum: str | None = attributes.get(CHECKSUM)
+    return checksum
+
+
 def import_obstore(path: RemotePath) -> None:
     """Raise UserError where the extra `s3` is not installed, or this process is a fork of one that used it."""
     try:

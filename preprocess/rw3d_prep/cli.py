@@ -91,23 +91,34 @@ def demo(
 
 @app.command()
 def verify(stores: Stores) -> None:
-    """Re-read scenes and compare every file, array, count and invariant with what was promised; 3 if any fails."""
+    """Re-read scenes and compare every file, array, count and invariant with what was promised; 3 if any fails.
+
+    On object storage every object is read in full: `rw3d-prep verify s3://bucket/stores`.
+    """
     from rw3d_common.collection import store_paths
     from rw3d_common.log import progress
+    from rw3d_common.remote import RemotePath, as_store_path
     from rw3d_prep.verify import verify as run
 
-    with progress("verify", len(store_paths(stores)), "scenes") as advance:
-        faults = run(stores, advance)
+    place = as_store_path(stores)
+    scenes = len(store_paths(place))
+    with progress("verify", scenes, "scenes") as advance:
+        faults = run(place, advance)
     out = console()
     for fault in faults:
         out.print(fault, markup=False, highlight=False, soft_wrap=True)
     if faults:
+        if isinstance(place, RemotePath):
+            log.error(
+                f"{len(faults)} faults; delete the faulty objects there, then `rw3d-prep upload` sends them again"
+            )
+            raise typer.Exit(Exit.PARTIAL)
         log.error(
             f"{len(faults)} faults; delete the faulty scenes and run `rw3d-prep reconstruct` again; "
             "where only samples/ is at fault, delete that folder and run `rw3d-prep sample-views`"
         )
         raise typer.Exit(Exit.PARTIAL)
-    out.print(f"{stores}: all {len(store_paths(stores))} scenes are intact")
+    out.print(f"{place}: all {scenes} scenes are intact", soft_wrap=True)
 
 
 @app.command()

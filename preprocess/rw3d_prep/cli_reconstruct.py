@@ -142,6 +142,10 @@ Scheduler = Annotated[
     str | None, typer.Option(help="Address of a running Dask scheduler, whose workers then make the scenes.")
 ]
 SchedulerFile = Annotated[Path | None, typer.Option(help="Its scheduler file instead of its address.")]
+Upload = Annotated[
+    str | None,
+    typer.Option(help="Also upload finished scenes there, while others are made: s3://bucket/stores/NAME."),
+]
 ExcludeMask = Annotated[
     Path | None, typer.Option(help="A folder of 8-bit masks; their non-zero pixels never become points.")
 ]
@@ -174,27 +178,25 @@ def reconstruct(
     shard: ShardOption = None,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    upload: Upload = None,
 ) -> None:
     """Reconstruct every batch of frames into one scene store.
 
     Finished scenes are kept: after a crash or Ctrl-C, the same command goes on where it stopped. Exit codes: 0 all
-    done, 2 bad input, 3 some batches failed (failures.jsonl says why), 75 stopped by a signal.
+    done, 2 bad input, 3 some batches failed or were not uploaded (failures.jsonl says why), 75 stopped by a signal.
     """
     from rw3d_prep.pipeline import reconstruct as run
+    from rw3d_prep.upload_run import RunUploads, upload_target
 
     named = {
         **_named(labels, stride, exclude_mask, resize, overlap),
-        "backend.model": model,
-        "backend.revision": revision,
-        "backend.weights": weights,
-        "backend.licence_policy": licence_policy,
-        "backend.use": use.split(",") if use else None,
+        **_model_named(model, revision, weights, licence_policy, use),
         "batching.min_size": min_batch,
         "embed_images": embed_images or None,
     }
     part, devices, cluster = _machines(shard, gpus, scheduler, scheduler_file)
     if redo_unhealthy:
-        config = config or _written_config(dataset, out, retry_failed, shard)
+        config = config or _written_config(dataset, out, retry_failed, shard, upload)
     settings = _settings(dataset, config, backend, None if redo_unhealthy else batch_size, named, assignments)
     redo_size = (batch_size or max(settings.batching.size // 2, 1)) if redo_unhealthy else None
     source, target = _folders(settings.dataset.name, root, out)
@@ -204,8 +206,11 @@ def reconstruct(
         f"up to {redo_size or settings.batching.size} frames per scene, into {target}"
     )
     processes = workers or _usual_workers(settings)
-    outcome = run(settings, source, target, processes, retry_failed, redo_size, part, devices, cluster)
-    _tell(outcome, settings, target, part.file(target / "failures.jsonl"))
+    failures = part.file(target / "failures.jsonl")
+    with RunUploads(target, upload_target(upload) if upload else None) as uploads:
+        outcome = run(settings, source, target, processes, retry_failed, redo_size, part, devices, cluster, uploads.add)
+        uploads.finish(outcome.there, outcome, failures)
+    _tell(outcome, settings, target, failures)
     raise typer.Exit(outcome.exit_code())
 
 
@@ -222,13 +227,20 @@ def _machines(
     return Shard.parse(shard) if shard else Shard(), parse_gpus(gpus) if gpus else (), scheduler or scheduler_file
 
 
-def _written_config(dataset: str | None, out: Path | None, retry_failed: bool, shard: str | None) -> Path | None:
+def _written_config(
+    dataset: str | None, out: Path | None, retry_failed: bool, shard: str | None, upload: str | None
+) -> Path | None:
     """The configuration that a redo takes: the one that made the other scenes."""
     if retry_failed:
         raise UserError("--redo-unhealthy and --retry-failed are about different batches; give one after the other")
     if shard:
         raise UserError(
             f"--redo-unhealthy looks at all scenes; give it without --shard {shard}, when all jobs are through"
+        )
+    if upload:
+        raise UserError(
+            f"--upload {upload}: --redo-unhealthy removes scenes, which would stay there; delete those from the bucket, "
+            "then run `rw3d-prep upload`"
         )
     target = out or (Path("stores") / dataset if dataset else None)
     return target / "config.yaml" if target else None
@@ -256,7 +268,12 @@ def _tell(outcome: Outcome, settings: PrepConfig, target: Path, failures: Path) 
         log.error(
             f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.written) + len(outcome.skipped)} batches failed: {failures}; --retry-failed tries only these again"
         )
-    else:
+    if outcome.not_uploaded:
+        log.error(
+            f"{len(outcome.not_uploaded)} of {len(outcome.there)} scenes were not uploaded: {failures}; the same command "
+            "goes on with them and makes none again"
+        )
+    if not outcome.failed:
         log.info(f"next: rw3d-prep inspect {target}, or notebooks/scene_tour.ipynb")
 
 
@@ -300,6 +317,18 @@ def _named(
         "dataset.exclude_masks": exclude_mask,
         "backend.resize": resize,
         "batching.overlap": overlap,
+    }
+
+
+def _model_named(
+    model: str | None, revision: str | None, weights: Path | None, licence: LicencePolicy | None, use: str | None
+) -> dict[str, object]:
+    return {
+        "backend.model": model,
+        "backend.revision": revision,
+        "backend.weights": weights,
+        "backend.licence_policy": licence,
+        "backend.use": use.split(",") if use else None,
     }
 
 

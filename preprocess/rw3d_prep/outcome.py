@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,52 @@ FAILURES = "failures.jsonl"
 
 @dataclass
 class Outcome:
-    """What a run did: scenes written and skipped now, and a sentence per batch that failed."""
+    """What a run did: scenes written and skipped now, and a sentence per batch that failed.
+
+    `there` are the scenes of the run's part that lie on the disk when it ends, halves of skipped batches among them;
+    `not_uploaded` has a sentence for each that is not on object storage as it should be.
+    """
 
     written: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    there: list[str] = field(default_factory=list)
+    not_uploaded: dict[str, str] = field(default_factory=dict)
     bad_input_only: bool = True
 
     def record(self, scene: str, error: Exception, failures: Path, **more: Any) -> None:
         """Note that a scene failed, here, in the log, and as a line of `failures`; bugs with their traceback."""
-        user_error = isinstance(error, UserError)
-        self.failed[scene] = str(error) if user_error else f"{type(error).__name__}: {error}"
-        self.bad_input_only &= user_error
+        self.failed[scene] = _append(failures, scene, error, more)
+        self.bad_input_only &= isinstance(error, UserError)
         log.error(f"{scene} failed: {self.failed[scene]}")
-        trace = None if user_error else "".join(traceback.format_exception(error))
-        line = {"scene": scene, "error": self.failed[scene], **more, "traceback": trace}
-        with failures.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def record_upload(self, name: str, error: Exception, failures: Path) -> None:
+        """Note in the same places that a scene, or the manifest, was not uploaded; it need not be made again."""
+        self.not_uploaded[name] = _append(failures, name, error, {"stage": "upload"})
+        log.error(f"{name} was not uploaded: {self.not_uploaded[name]}")
 
     def exit_code(self) -> Exit:
         """0 when everything is there, 2 when bad input left nothing at all, 3 when the rest went on."""
         if not self.failed:
-            return Exit.COMPLETE
+            return Exit.PARTIAL if self.not_uploaded else Exit.COMPLETE
         nothing = not self.written and not self.skipped
         return Exit.BAD_INPUT if nothing and self.bad_input_only else Exit.PARTIAL
 
 
+def _append(failures: Path, scene: str, error: Exception, more: Mapping[str, Any]) -> str:
+    """Add a line to failures.jsonl, for bugs with their traceback; returns the error's sentence."""
+    user_error = isinstance(error, UserError)
+    sentence = str(error) if user_error else f"{type(error).__name__}: {error}"
+    trace = None if user_error else "".join(traceback.format_exception(error))
+    with failures.open("a", encoding="utf-8") as file:
+        file.write(
+            json.dumps({"scene": scene, "error": sentence, **more, "traceback": trace}, ensure_ascii=False) + "\n"
+        )
+    return sentence
+
+
 def failed_scenes(failures: Path) -> set[str]:
-    """The names of the scenes that a failures.jsonl lists; none when there is no such file.
+    """The names of the scenes that a failures.jsonl lists as not made; none when there is no such file.
 
     Raises:
         UserError: a line is damaged.
@@ -53,7 +72,10 @@ def failed_scenes(failures: Path) -> set[str]:
     names = set()
     for number, line in enumerate(failures.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            names.add(str(json.loads(line)["scene"]))
+            record = json.loads(line)
+            name = str(record["scene"])
+            if record.get("stage") != "upload":
+                names.add(name)
         except (ValueError, TypeError, KeyError):
             raise UserError(
                 f"{failures}: line {number} is no record of a failed batch ({line[:60]}); delete that line, "

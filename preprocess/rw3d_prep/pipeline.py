@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -56,13 +56,14 @@ def reconstruct(
     shard: Shard = WHOLE,
     gpus: Sequence[int] = (),
     scheduler: str | Path | None = None,
+    on_written: Callable[[str], object] = lambda name: None,
 ) -> Outcome:
     """Make every scene that is not there yet; safe to kill and to call again.
 
     With `retry_failed` only the batches that failures.jsonl lists are tried; with `redo_size` only unhealthy scenes
     are made again, from at most so many frames each. Scenes are made by `workers` processes, by `gpus` of this machine,
     or by the Dask cluster of a `scheduler`, given by its address or file. A `shard` is one job of several that write
-    into the same `out`: it makes its part.
+    into the same `out`: it makes its part. `on_written` is called with every scene's name once it is published.
 
     Raises:
         UserError: bad input found before work starts, scenes of another configuration in `out`, or a full disk.
@@ -85,21 +86,21 @@ def reconstruct(
     else:
         todo = [part for redo in redos for part in redo.missing(finished_names(out))]
     machines = Machines(config, root, out, workers, gpus, scheduler)
+    metrics = Metrics(shard.file(out / "metrics.jsonl"))
     if todo:
         machines.require()
-    metrics = Metrics(shard.file(out / "metrics.jsonl"))
     with disk_errors(out):
-        if todo:
-            (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
         try:
             if todo:
-                _run(todo, machines, outcome, failures, metrics)
+                (out / MANIFEST).unlink(missing_ok=True)  # a run that dies must not leave one that lacks its scenes
+                _run(todo, machines, outcome, failures, metrics, on_written)
         finally:
             sweep_orphans(out, own)
         if redo_size is None:  # else those that failed before were not tried
             for path, size in earlier.items():
                 forget_failures(path, size)
         remove_replaced(redos, out, metrics)
+        outcome.there = sorted(finished_names(out) if own is None else finished_names(out) & own)
         missing = sum(map(bool, missing_work(recipe, finished_names(out)).values()))
         if shard.is_whole or not missing:
             write_manifest(out)
@@ -148,7 +149,14 @@ def _listed(work: Work, names: set[str]) -> Sequence[Work]:
     return [work] if work.name in names else []
 
 
-def _run(todo: Sequence[Work], machines: Machines, outcome: Outcome, failures: Path, metrics: Metrics) -> None:
+def _run(
+    todo: Sequence[Work],
+    machines: Machines,
+    outcome: Outcome,
+    failures: Path,
+    metrics: Metrics,
+    on_written: Callable[[str], object],
+) -> None:
     """Work through the batches and clouds; a failed one is recorded and the others go on."""
     with (
         progress(
@@ -165,6 +173,7 @@ def _run(todo: Sequence[Work], machines: Machines, outcome: Outcome, failures: P
                 outcome.record(work.name, error, failures, frames=[str(frame) for frame in frames_of(work)])
             else:
                 outcome.written.append(work.name)
+                on_written(work.name)
                 for note in counts.get("notes", ()):
                     log.warning(note)
                 metrics.write(scene=work.name, **counts)

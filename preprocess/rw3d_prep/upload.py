@@ -15,7 +15,15 @@ from rw3d_common.cache import RECORDS
 from rw3d_common.collection import local_stores
 from rw3d_common.errors import UserError
 from rw3d_common.log import Advance
-from rw3d_common.remote import CHECKSUM, RemotePath, Unreachable, client, import_obstore, remote_errors
+from rw3d_common.remote import (
+    CHECKSUM,
+    RemotePath,
+    Unreachable,
+    client,
+    import_obstore,
+    remote_errors,
+    uploaded_checksum,
+)
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.scene_accumulated import has_accumulated
 from rw3d_common.scene_sample import has_samples
@@ -37,6 +45,10 @@ class Uploaded:
     missing: list[str] = field(default_factory=list)
     fault: str = ""
     needs_images: bool = False
+
+    def add(self, other: Uploaded) -> None:
+        """Count what another upload did as well."""
+        self.sent, self.kept, self.bytes = self.sent + other.sent, self.kept + other.kept, self.bytes + other.bytes
 
 
 @dataclass(frozen=True)
@@ -74,14 +86,34 @@ def upload(stores: Path, target: RemotePath, plan: Mapping[RemotePath, Scene], a
     try:
         for place, scene in plan.items():
             _upload_store(scene, place, todo, result, advance)
-        manifest = stores / MANIFEST
-        if manifest.is_file():
-            todo.add(str(target / MANIFEST))
-            _count(_send(manifest, target / MANIFEST, sha256_of(manifest), None), result)
-            todo.clear()
+        todo.add(str(target / MANIFEST))
+        upload_manifest(stores, target, result)
+        todo.clear()
     except Unreachable as error:
         result.fault, result.missing = str(error), sorted(todo)
     return result
+
+
+def upload_scene(store: Path, stores: Path, target: RemotePath, result: Uploaded, advance: Advance) -> None:
+    """Upload one scene of a collection to where `plan_upload` puts it; what `advance` raises abandons it.
+
+    Raises:
+        UserError: as `upload`.
+        Unreachable: the connection broke for good.
+    """
+    _upload_store(open_scene(store), target / store.relative_to(stores).as_posix(), set(), result, advance)
+
+
+def upload_manifest(stores: Path, target: RemotePath, result: Uploaded) -> None:
+    """Upload a collection's manifest, where it has one.
+
+    Raises:
+        UserError: as `upload`.
+        Unreachable: the connection broke for good.
+    """
+    manifest = stores / MANIFEST
+    if manifest.is_file():
+        _count(_send(manifest, target / MANIFEST, sha256_of(manifest), None), result)
 
 
 def names_of(scene: Scene) -> list[str]:
@@ -105,7 +137,7 @@ def _upload_store(scene: Scene, place: RemotePath, todo: set[str], result: Uploa
     there, parts = place.sizes(), _parts(scene)
     records = {part.record: sha256_of(scene.folder / part.record) for part in parts}
     for part in parts:
-        if part.record in there and _checksum(place / part.record) != records[part.record]:
+        if part.record in there and uploaded_checksum(place / part.record) != records[part.record]:
             there = _withdraw(place, part.record, there, parts)
 
     def send(names: Iterable[tuple[str, str]]) -> None:
@@ -144,7 +176,7 @@ def _send(file: Path, place: RemotePath, checksum: str, there: int | None) -> in
 
     try:
         size = file.stat().st_size
-        if there == size and _checksum(place) == checksum:
+        if there == size and uploaded_checksum(place) == checksum:
             return 0
         if sha256_of(file) != checksum:
             raise UserError(f"{file}: altered since it was written; run `rw3d-prep verify` on its store and remake it")
@@ -159,19 +191,6 @@ def _count(size: int, result: Uploaded) -> None:
     result.sent += size > 0
     result.kept += size == 0
     result.bytes += size
-
-
-def _checksum(place: RemotePath) -> str | None:
-    """The SHA-256 that an object was uploaded with; None for an object of other tools, or none at all."""
-    import_obstore(place)
-    import obstore
-
-    try:
-        with remote_errors(place):
-            attributes = obstore.get(client(place), place.key, options={"head": True}).attributes
-    except FileNotFoundError:
-        return None
-    return attributes.get(CHECKSUM)
 
 
 def _delete(place: RemotePath) -> None:

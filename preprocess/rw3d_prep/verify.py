@@ -1,48 +1,58 @@
-"""`rw3d-prep verify`: re-read a store and compare everything with what was promised."""
+"""`rw3d-prep verify`: re-read a store, on a disk or on object storage, and compare everything with what was promised."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rw3d_common.cameras import NO_PIXEL, is_rigid
-from rw3d_common.collection import local_stores
+from rw3d_common.collection import store_paths
 from rw3d_common.errors import UserError
 from rw3d_common.labels import IGNORE
+from rw3d_common.remote import RemotePath, StorePath, Unreachable, as_store_path
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.scene_accumulated import GROUP as ACCUMULATED
 from rw3d_common.scene_accumulated import POINT_ARRAY, has_accumulated
 from rw3d_common.scene_sample import GROUP, has_samples
 from rw3d_common.schema import FILE_KINDS, FILE_OFFSETS, VIEWS, ArraySpec, point_arrays
-from rw3d_prep import verify_accumulated, verify_samples
+from rw3d_prep import verify_accumulated, verify_remote, verify_samples
 from rw3d_prep.publish import MANIFEST
-from rw3d_prep.write import file_table, sha256_of
+from rw3d_prep.write import file_table
 
 
-def verify(path: Path, advance: Callable[..., None] = lambda amount=1, note="": None) -> list[str]:
+def verify(path: StorePath, advance: Callable[..., None] = lambda amount=1, note="": None) -> list[str]:
     """Every fault of the store or folder of stores at `path`, one sentence each; empty when all is well.
 
     Raises:
         UserError: nothing to verify at this path.
+        Unreachable: object storage does not answer.
     """
-    stores = local_stores(path)
-    if not stores or not path.exists():
+    path = as_store_path(path)
+    stores = store_paths(path)
+    unfinished = verify_remote.unfinished_uploads(path) if isinstance(path, RemotePath) and path not in stores else []
+    if not unfinished and (not stores or not (path.is_dir() or path.exists())):
         raise UserError(f"{path}: no scene store here; make some with `rw3d-prep reconstruct --out {path}`")
-    faults = _manifest_faults(path, stores)
+    faults = [*unfinished, *_manifest_faults(path, stores)]
     for store in stores:
         faults += [f"{store}: {fault}" for fault in verify_store(store)]
         advance(1, store.name)
     return faults
 
 
-def verify_store(path: Path) -> list[str]:
-    """Every fault of one store: files, array declarations, then values (only when all files are intact)."""
+def verify_store(path: StorePath) -> list[str]:
+    """Every fault of one store: files, array declarations, then values (only when all files are intact).
+
+    Raises:
+        Unreachable: object storage does not answer, which says nothing of the store.
+    """
     try:
         scene = open_scene(path)
+    except Unreachable:
+        raise
     except UserError as error:
         return [str(error)]
     unreadable = verify_samples.record_faults(scene)
@@ -50,6 +60,8 @@ def verify_store(path: Path) -> list[str]:
     lost = verify_accumulated.record_faults(scene)
     accumulated = has_accumulated(path) and not lost
     faults = [*_file_faults(scene, sampled, accumulated), *_schema_faults(scene), *unreadable, *lost]
+    if isinstance(scene.path, RemotePath):
+        faults += verify_remote.record_faults(scene.path)
     if sampled:
         faults += verify_samples.declaration_faults(scene)
     if faults:
@@ -62,32 +74,44 @@ def verify_store(path: Path) -> list[str]:
             *(verify_accumulated.value_faults(scene) if accumulated else []),
             *(verify_samples.value_faults(scene) if sampled else []),
         ]
+    except Unreachable:
+        raise
     except UserError as error:
         return [str(error)]
 
 
-def _manifest_faults(path: Path, stores: list[Path]) -> list[str]:
+def _manifest_faults(path: StorePath, stores: list[StorePath]) -> list[str]:
     """Differences between a collection's manifest.json and what lies there."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         return []
     try:
-        promised = json.loads(manifest.read_text())["scenes"]
+        promised = json.loads(manifest.read_bytes())["scenes"]
     except (ValueError, KeyError, TypeError) as error:
         return [f"{manifest}: cannot be read ({error}); `rw3d-prep reconstruct` writes it anew"]
-    there = {store.relative_to(path).as_posix() for store in stores}
+    there = {_below(store, path) for store in stores}
     faults = [f"{path / name}: listed in {MANIFEST} but not there" for name in sorted(promised.keys() - there)]
     faults += [f"{path / name}: not listed in {MANIFEST}" for name in sorted(there - promised.keys())]
     for name in sorted(there & promised.keys()):
         root = path / name / "zarr.json"
-        if not root.is_file() or sha256_of(root) != promised[name]["files"]["zarr.json"]["sha256"]:
+        if (
+            not root.is_file()
+            or hashlib.sha256(root.read_bytes()).hexdigest() != promised[name]["files"]["zarr.json"]["sha256"]
+        ):
             faults.append(f"{root}: differs from the SHA-256 in {MANIFEST}")
     return faults
 
 
+def _below(store: StorePath, folder: StorePath) -> str:
+    """The name of a store in a collection."""
+    return str(store)[len(str(folder)) :].strip("/")
+
+
 def _file_faults(scene: Scene, sampled: bool, accumulated: bool) -> list[str]:
     """Files that are missing, altered or foreign; those of groups added later count where their record can be read."""
-    promised, there = dict(scene.attrs["complete"]["files"]), file_table(scene.folder)
+    place = scene.path
+    promised = dict(scene.attrs["complete"]["files"])
+    there = verify_remote.object_table(place) if isinstance(place, RemotePath) else file_table(place)
     added = {
         GROUP: verify_samples.sample_files(scene) if sampled else None,
         ACCUMULATED: verify_accumulated.accumulated_files(scene) if accumulated else None,

@@ -8,13 +8,13 @@ and have DINOv2's code in torch.hub's cache; then, from the repository:
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py run WEIGHTS IMAGE IMAGE …
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py inputs IMAGE IMAGE …
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py use WEIGHTS DATASET ROOT
-    python tests/prep/run_real_mapanything.py build-wrapped WEIGHTS vggt|pi3|pi3x
+    python tests/prep/run_real_mapanything.py build-wrapped WEIGHTS vggt|pi3|pi3x|da3
     PYTHONPATH=common:preprocess python tests/prep/run_real_mapanything.py run-wrapped WEIGHTS MODEL IMAGE IMAGE …
 
 `build` writes config.json and model.safetensors with random weights; `--small` takes a ViT-S and 4 layers instead of
 the published 1.2 billion parameters. `run` reconstructs and asserts the interface. `inputs` compares our pictures with
 those of the package's own `load_images`, bit for bit. `use` gives the first frames of a dataset with poses, intrinsics
-and depth. The last two do the same for the models that the package wraps; VGGT gets 4 of its 24 layers. Their wrappers
+and depth. The last two do the same for the models that the package wraps; VGGT gets 4 of its 24 layers, da3 is DA3-SMALL. Their wrappers
 ask for a GPU, which is answered in its place here.
 """
 
@@ -187,7 +187,7 @@ def build_wrapped(folder: Path, network: str) -> None:
     from rw3d_prep.reconstruct.mapanything_model import _local_dinov2
     from rw3d_prep.reconstruct.wrappers import WRAPPERS
 
-    small = {"vggt": {"depth": 4, "intermediate_layer_idx": [0, 1, 2, 3]}}
+    small = {"vggt": {"depth": 4, "intermediate_layer_idx": [0, 1, 2, 3]}, "da3": {"model_name": "da3-small"}}
     torch.manual_seed(0)
     module = importlib.import_module(f"mapanything.models.external.{network}")
     with _local_dinov2():

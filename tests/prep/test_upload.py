@@ -12,7 +12,6 @@ from rw3d_common.collection import store_paths
 from rw3d_common.errors import Exit
 from rw3d_common.log import configure
 from rw3d_common.remote import RemotePath, client
-from rw3d_prep import upload as module
 from rw3d_prep.cli_upload import upload_stores
 from rw3d_prep.write import sha256_of
 from s3_server import Proxy, s3_bucket
@@ -234,5 +233,5 @@ def test_a_local_file_that_its_record_does_not_promise(stores, endpoint, fault):
 def test_the_checksums_are_the_objects_metadata(stores, endpoint):
     upload_stores(stores, TARGET)
     for name, checksum in objects_of(stores).items():
-        assert module._checksum(PLACE / name) == checksum
+        assert remote.uploaded_checksum(PLACE / name) == checksum
     assert json.loads((PLACE / "manifest.json").read_bytes()) == json.loads((stores / "manifest.json").read_bytes())

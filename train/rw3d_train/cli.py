@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import typer
 
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
+from rw3d_common.remote import Unreachable
 from rw3d_train.cli_compare import compare
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def run(
         Path | None, typer.Option("--config", help="A recipe of your own instead of pipelines/DATASET.yaml.")
     ] = None,
     stores: Annotated[
-        Path | None, typer.Option(help="The folder of scenes. Default: the recipe's, stores/DATASET.")
+        str | None, typer.Option(help="The folder or s3:// URL of the scenes. Default: the recipe's, stores/DATASET.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/DATASET-METHOD-TIME.")] = None,
     assignments: Annotated[
@@ -104,8 +106,8 @@ def run(
         out = out or _newest_run()
         settings = read_train_config(out / "config.yaml", assignments or [])
     else:
-        name = dataset or (None if config else _dataset_under(stores or Path("stores")))
-        named = [f"data.stores={json.dumps(str(stores))}"] if stores else []
+        name = dataset or (None if config else _dataset_under(stores or "stores"))
+        named = [f"data.stores={json.dumps(stores)}"] if stores else []
         kind = method.value if method else None
         settings = load_train_config(name, config, preset.value, kind, [*named, *(assignments or [])])
     with process_group(device) as where:
@@ -137,7 +139,7 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="The split to score.")] = "val",
     stores: Annotated[
-        Path | None, typer.Option(help="Where the scenes are. Default: where the run found them.")
+        str | None, typer.Option(help="Folder or s3:// URL of the scenes. Default: where the run found them.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -197,7 +199,7 @@ def export(
 
 @app.command()
 def scenes(
-    stores: Annotated[Path, typer.Argument(help="A *.zarr scene, or a folder of them.")] = Path("stores"),
+    stores: Annotated[str, typer.Argument(help="A *.zarr scene, or a folder of them; s3:// URLs too.")] = "stores",
 ) -> None:
     """List the finished scenes that training would read."""
     from rw3d_common.collection import open_collection
@@ -205,7 +207,7 @@ def scenes(
     console().print(repr(open_collection(stores)), highlight=False, soft_wrap=True)
 
 
-def _dataset_under(stores: Path) -> str:
+def _dataset_under(stores: str) -> str:
     """The dataset of the scenes with samples below `stores`.
 
     Raises:
@@ -258,6 +260,12 @@ def _stop(signum: int, _frame: Any) -> None:
     raise Stopped(signal.Signals(signum).name)
 
 
+def _sentence(error: UserError) -> str:
+    """What the error says; torch wraps one of a reading process into the traceback from there."""
+    last = str(error).strip().rpartition("\n")[2]
+    return re.sub(r"^rw3d_[\w.]+: ", "", last)
+
+
 def main() -> None:
     """Entry point of `rw3d-train`: runs a command and turns errors into one sentence and an exit code."""
     configure()
@@ -268,7 +276,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        log.error(f"rw3d-train: {error}")
+        hint = "; `rw3d-train run --resume` goes on with a run that has begun" * isinstance(error, Unreachable)
+        log.error(f"rw3d-train: {_sentence(error)}{hint}")
         sys.exit(Exit.BAD_INPUT)
     except Stopped as stop:
         log.warning(

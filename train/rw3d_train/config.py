@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from rw3d_common.config import Section, override, pipeline_file, read_yaml, validate
 from rw3d_common.errors import UserError
+from rw3d_common.remote import StorePath, as_store_path
 from rw3d_train.data.augment import AugmentConfig
 from rw3d_train.evaluate import EvaluateConfig
 from rw3d_train.methods import EmaConfig, MethodConfig, Rewis3dConfig, SupervisedConfig
@@ -19,6 +20,7 @@ Preset = Literal["paper", "official"]
 METHODS: dict[str, type[Section]] = {"supervised": SupervisedConfig, "ema": EmaConfig, "rewis3d": Rewis3dConfig}
 SECTIONS = {"paper": "train", "official": "train_official"}
 Positive = Annotated[float, Field(gt=0)]
+Stores = Annotated[StorePath, BeforeValidator(as_store_path), PlainSerializer(str, return_type=str)]
 
 
 class DataConfig(Section):
@@ -26,8 +28,9 @@ class DataConfig(Section):
 
     dataset: str
     """A dataset of data_manifest.yaml: the scenes must be of it."""
-    stores: Path
-    """A folder of scenes with samples (`rw3d-prep reconstruct`, `rw3d-prep sample-views`)."""
+    stores: Stores
+    """A folder of scenes with samples (`rw3d-prep reconstruct`, `rw3d-prep sample-views`), or where on object storage
+    they were uploaded to: s3://bucket/stores/kitti360."""
     split: str = "train"
     """The split to train on."""
     labels: Literal["own", "accumulated"] = "own"

@@ -14,6 +14,7 @@ from rw3d_common.collection import store_paths
 from rw3d_common.config import override
 from rw3d_common.errors import UserError
 from rw3d_common.log import log, progress
+from rw3d_common.remote import StorePath
 from rw3d_common.scene import Scene, open_scene
 from rw3d_common.scene_sample import has_samples
 from rw3d_train.checkpoint import read_state
@@ -33,7 +34,7 @@ def evaluate_run(
     run: Path,
     device: torch.device,
     split: str = "val",
-    stores: Path | None = None,
+    stores: str | StorePath | None = None,
     workers: int = 2,
     assignments: Sequence[str] = (),
 ) -> dict[str, Scores]:
@@ -73,7 +74,7 @@ def has_split(checkpoint: Path, split: str) -> bool:
     return any(scene.attrs["split"] == split and scene.has_truth for scene in scenes)
 
 
-def _scenes(stores: Path, split: str, trained: Segmenter) -> list[Scene]:
+def _scenes(stores: str | StorePath, split: str, trained: Segmenter) -> list[Scene]:
     scenes = [open_scene(path) for path in store_paths(stores)]
     chosen = [scene for scene in scenes if scene.attrs["split"] == split]
     if not chosen:
