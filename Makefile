@@ -12,8 +12,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, and show what came of it.
 	$(BIN)/rw3d-prep demo --workers $(WORKERS)
 	$(BIN)/rw3d-prep reconstruct --dataset demo --workers $(WORKERS)
-	$(BIN)/rw3d-prep sample-views stores/demo/train --points 8000 --workers $(WORKERS)
-	$(BIN)/rw3d-prep sample-views stores/demo/val --points 8000 --views all --workers $(WORKERS)
+	$(BIN)/rw3d-prep sample-views stores/demo/train --points 4000 --workers $(WORKERS)
+	$(BIN)/rw3d-prep sample-views stores/demo/val --points 4000 --views all --workers $(WORKERS)
 	$(BIN)/rw3d-prep inspect stores/demo --picture stores/demo/cloud.png
 	$(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo $(TRAIN)
 	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"

@@ -31,6 +31,7 @@ SMALL_3D: dict[str, Any] = {
     "dec_num_head": (2, 2, 4),
     "dec_patch_size": (128, 128, 128),
     "drop_path": 0.1,
+    "recompute": False,  # so small that memory is no reason to compute twice
 }
 
 
