@@ -55,13 +55,20 @@ def replaced(place: RemotePath, content: bytes | None, checksum: str | None = No
 
 
 def test_all_is_well(served, monkeypatch, capfd):
-    assert verify(TARGET) == []
     assert run_command(monkeypatch, "verify", TARGET) == 0
     assert f"{TARGET}: all 1 scenes are intact" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("group", ["points/position", "views/intrinsics", "files/image", "samples/label"])
-@pytest.mark.parametrize("fault", ["corrupted", "truncated", "missing"])
+@pytest.mark.parametrize(
+    ("group", "fault"),
+    [
+        ("points/position", "corrupted"),
+        ("views/intrinsics", "truncated"),
+        ("files/image", "missing"),
+        ("samples/label", "truncated"),
+        ("samples/position", "missing"),
+    ],
+)
 def test_faulty_objects(served, store, group, fault, monkeypatch, capfd):
     name = next(name for name in store.sizes() if name.startswith(f"{group}/c/"))
     content = (store / name).read_bytes()
@@ -72,7 +79,6 @@ def test_faulty_objects(served, store, group, fault, monkeypatch, capfd):
     assert f"{store}: {name} {'is missing' if fault == 'missing' else 'was altered'}" in out
     assert "1 faults; delete the faulty objects there, then `rw3d-prep upload` sends them again" in err
     assert "Traceback" not in err
-    assert verify(TARGET) == []
 
 
 def test_a_foreign_object(served, store):
