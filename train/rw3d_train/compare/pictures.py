@@ -38,7 +38,7 @@ def write_pictures(cells: Sequence[Cell], count: int, device: torch.device, file
     shown = [cell for cell in cells if is_finished(cell)]
     if not shown or count == 0:
         return []
-    scenes = [open_scene(path) for path in local_stores(shown[0].config.data.stores)]
+    scenes = [open_scene(path) for path in local_stores(Path(str(shown[0].config.data.stores)))]
     val = [scene for scene in scenes if scene.attrs["split"] == "val" and scene.has_truth]
     views = ViewDataset([scene.path for scene in val], "truth")
     count = min(count, len(views))

@@ -185,7 +185,7 @@ def _start(cell: Cell, gpu: str, machine: Machine, facts: dict[str, str]) -> _Jo
             "seconds": record_of(cell).get("seconds", 0.0),
             "command": shlex.join(["rw3d-train", *arguments]),
             "versions": {**facts, "device": device_name(device, gpu, where.get("OMP_NUM_THREADS", "all"))},
-            "scenes": list(made_by(cell.config.data.stores)),
+            "scenes": list(made_by(Path(str(cell.config.data.stores)))),
         }
         write_json(folder / RECORD, record)
         log.info(f"{'go on with' if begun else 'train'} {cell}{gpu and ' on GPU ' + gpu}: {folder / LOG}")
