@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +29,7 @@ RETRY = {
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=15), "base": 2},
 }
 TIMEOUT = "60s"  # of one request; longer transfers are parts or go on where they broke off
+LISTINGS = 5  # times that a listing is asked for whose answer breaks off
 CHECKSUM = "sha256"  # the metadata of an object that holds its SHA-256: an ETag is none
 _owner: list[int] = []  # the process whose threads serve the clients
 
@@ -106,8 +107,7 @@ class RemotePath:
         import_obstore(self)
         import obstore
 
-        with remote_errors(self):
-            found = [item for batch in obstore.list(client(self), f"{self.key}/") for item in batch]
+        found = _listed(self, lambda: [item for batch in obstore.list(client(self), f"{self.key}/") for item in batch])
         return {PurePosixPath(item["path"]).relative_to(self.key).as_posix(): int(item["size"]) for item in found}
 
     def folders(self) -> list[RemotePath]:
@@ -115,8 +115,7 @@ class RemotePath:
         import_obstore(self)
         import obstore
 
-        with remote_errors(self):
-            found = obstore.list_with_delimiter(client(self), f"{self.key}/" if self.key else None)
+        found = _listed(self, lambda: obstore.list_with_delimiter(client(self), f"{self.key}/" if self.key else None))
         return [RemotePath(self.bucket, prefix.strip("/")) for prefix in found["common_prefixes"]]
 
     def read_bytes(self) -> bytes:
@@ -156,6 +155,18 @@ def as_store_path(path: str | StorePath) -> StorePath:
         scheme, bucket, key = match.groups()
         return RemotePath(f"{scheme}://{bucket}", key.strip("/"))
     return Path(path)
+
+
+def _listed(path: RemotePath, ask: Callable[[], Any]) -> Any:
+    """What `ask` lists; obstore repeats requests by itself, but not a listing that breaks off within the answer."""
+    for attempt in range(LISTINGS):
+        try:
+            with remote_errors(path):
+                return ask()
+        except Unreachable as error:
+            if "response body" not in str(error) or attempt + 1 == LISTINGS:
+                raise
+    raise AssertionError("LISTINGS is positive")
 
 
 def uploaded_checksum(path: RemotePath) -> str | None:
