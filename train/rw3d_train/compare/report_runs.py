@@ -26,6 +26,7 @@ SHARES = (
     ("diagnose/agreement", "teachers agree"),
     ("diagnose/precision_2d", "labels for 2D right"),
     ("diagnose/weighted_precision_2d", "… by weight"),
+    ("diagnose/known_2d", "2D teacher right there"),
     ("diagnose/precision_3d", "labels for 3D right"),
     ("diagnose/weighted_precision_3d", "… by weight"),
 )
