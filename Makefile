@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 TRAIN ?=
+TESTS ?= # such as "-n 2 --dist loadfile": in two processes, file by file
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable
 
@@ -19,7 +20,7 @@ demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, 
 	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"
 
 test: $(VENV)/.test ## Run every test, the linter and the type checker.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 notebook: $(VENV)/.test ## Open the tour of a scene store in JupyterLab.
 	$(PIP) install --quiet jupyterlab
