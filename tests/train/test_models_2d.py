@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from rw3d_common import UserError
 from rw3d_train.models.eomt import eomt
 from rw3d_train.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize, upsample
+from rw3d_train.models.pretrained import quiet
 from rw3d_train.models.segformer import segformer
 from rw3d_train.models.segmenter import segmenter
 from rw3d_train.models.unet import UNet
@@ -153,6 +154,33 @@ def test_an_encoder_is_loaded_whole_and_only_the_decoder_is_random(b0_folder, ca
     assert (model.network.config.id2label, model.network.config.label2id["sky"]) == (dict(enumerate(CLASSES)), 2)
     assert model.training
     assert model.network.training
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("names", ["published", "today's"])
+@pytest.mark.parametrize("prefix", ["segformer.", ""])
+def test_an_encoder_arrives_from_either_file_under_either_names(b0_folder, tmp_path, caplog, file, names, prefix):
+    """nvidia/mit-b* were published as pytorch_model.bin, with the names of older transformers."""
+    from transformers import SegformerForImageClassification
+
+    with quiet():
+        today = SegformerForImageClassification.from_pretrained(b0_folder).state_dict()
+    weights = load_file(b0_folder / "model.safetensors") if names == "published" else today
+    if not prefix:
+        weights = {k.removeprefix("segformer."): v for k, v in weights.items() if k.startswith("segformer.")}
+    (tmp_path / "config.json").write_text((b0_folder / "config.json").read_text())
+    weights = {k: v.contiguous() for k, v in weights.items()}
+    (torch.save if file.endswith(".bin") else save_file)(weights, tmp_path / file)
+    heads = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with caplog.at_level("INFO", "rw3d"):
+            loaded = segmenter(str(tmp_path), CLASSES).network.state_dict()
+        heads.append(loaded["decode_head.classifier.weight"])
+        for name, value in today.items():
+            assert not name.startswith("segformer.") or torch.equal(loaded[name], value), name
+    assert caplog.messages == [f"{tmp_path}: loaded, except that decode_head starts random"] * 2
+    assert not torch.equal(*heads)
 
 
 def test_a_random_decoder_follows_the_seed(b0_folder):

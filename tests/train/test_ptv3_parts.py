@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.utils.flop_counter import FlopCounterMode
 
 from rw3d_common import UserError
 from rw3d_train.models.ptv3 import sparse_conv, spconv_backend, voxelize
@@ -304,6 +305,18 @@ def test_recomputing_changes_memory_only():
         results.append([out, *(parameter.grad for parameter in block.parameters())])
     for ours, kept in zip(*results, strict=True):
         torch.testing.assert_close(ours, kept)
+
+
+def test_recomputing_spares_the_products_whose_results_nobody_needs():
+    level = level_of(*cloud(1, (60,)))
+    n, flops = len(level.grid), []
+    for recompute in (False, True):
+        block = Block(16, 1, 1024, 1, 0.5, recompute=recompute, **OPTIONS).train()
+        with FlopCounterMode(display=False) as counter:
+            block(torch.randn(n, 16), level).sum().backward()
+        flops.append(counter.get_flop_counts()["Global"][torch.ops.aten.addmm])
+    # Again: the linear layer after the convolution, `proj` and `fc1`; not `qkv` and `fc2`.
+    assert flops[1] - flops[0] == (1 + 1 + 4) * 2 * n * 16 * 16
 
 
 def test_drop_path_drops_whole_voxels_and_keeps_the_mean():

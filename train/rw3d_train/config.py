@@ -14,6 +14,7 @@ from rw3d_common.remote import StorePath, as_store_path
 from rw3d_train.data.augment import AugmentConfig
 from rw3d_train.evaluate import EvaluateConfig
 from rw3d_train.methods import EmaConfig, MethodConfig, Rewis3dConfig, SupervisedConfig
+from rw3d_train.models.ptv3.sizes import Size
 from rw3d_train.optim import OptimConfig
 
 Preset = Literal["paper", "official"]
@@ -53,12 +54,14 @@ class Model2DConfig(Section):
 class Model3DConfig(Section):
     """The 3D student, Point Transformer V3; only method rewis3d has one."""
 
-    size: Literal["base", "small"] = "base"
-    """base: the published configuration, 46 M parameters; small: 0.9 M, for CPU demos and tests."""
+    size: Size = "base"
+    """base: the published configuration, 46 M parameters; small: 0.9 M, for CPU demos and tests; sonata and concerto:
+    the pretrained encoders of Sonata (Concerto-base has the same shape) and Concerto-large, with a decoder."""
     voxel: Positive = 0.05
     """Edge of a voxel, metres. Points of one voxel share their prediction."""
     weights: Path | None = None
-    """A published checkpoint of this size to start from (its head is not used); null: random."""
+    """A published checkpoint of this size to start from; null: random. A head for other classes starts random, and so
+    does the decoder of sonata and concerto where the file is an encoder alone."""
     conv: Literal["torch", "spconv"] = "torch"
     """What computes the sparse convolutions: torch, or the package spconv, on a GPU. The parameters are the same."""
 

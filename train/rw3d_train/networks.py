@@ -15,24 +15,11 @@ from rw3d_common.log import log
 from rw3d_train.config import Model2DConfig, Model3DConfig
 from rw3d_train.models.eomt import EoMT
 from rw3d_train.models.ptv3 import PointSegmenter, load_weights
+from rw3d_train.models.ptv3.sizes import SIZES
 from rw3d_train.models.segformer import SegFormer
 from rw3d_train.models.segmenter import segmenter
 from rw3d_train.models.unet import UNet
 from rw3d_train.teacher import unwrapped
-
-SMALL_3D: dict[str, Any] = {
-    "enc_depths": (1, 1, 1, 1),
-    "enc_channels": (16, 32, 64, 96),
-    "enc_num_head": (1, 2, 4, 6),
-    "enc_patch_size": (128, 128, 128, 128),
-    "stride": (2, 2, 2),
-    "dec_depths": (1, 1, 1),
-    "dec_channels": (32, 32, 64),
-    "dec_num_head": (2, 2, 4),
-    "dec_patch_size": (128, 128, 128),
-    "drop_path": 0.1,
-    "recompute": False,  # so small that memory is no reason to compute twice
-}
 
 
 def make_2d(config: Model2DConfig, classes: ClassMap) -> nn.Module:
@@ -93,10 +80,11 @@ def make_3d(config: Model3DConfig, classes: ClassMap) -> PointSegmenter:
     Raises:
         UserError: weights that are not there, or do not fit, or a package that is not installed.
     """
-    options = {"conv": config.conv, **(SMALL_3D if config.size == "small" else {})}
-    model = PointSegmenter(n_classes_3d(classes), config.voxel, **options)
+    model = PointSegmenter(n_classes_3d(classes), config.voxel, conv=config.conv, **SIZES[config.size])
     if config.weights is not None:
-        report = load_weights(model, config.weights, allow_missing=("seg_head.*",))
+        # Sonata and Concerto are published as encoders.
+        missing = ("seg_head.*",) if model.backbone.config.variant == "m1" else ("seg_head.*", "dec.*")
+        report = load_weights(model, config.weights, missing)
         log.info(f"3D weights of {config.weights}: {report}")
     return model
 

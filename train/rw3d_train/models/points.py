@@ -9,5 +9,5 @@ from rw3d_train.data.collate import Batch
 
 
 def point_features(batch: Batch) -> Tensor:
-    """(N, 6) float32: coordinates in metres as they are, and colours in [0, 1], as Rewis3d feeds them."""
+    """(N, 6) float32: coordinates in metres as they are, and colours in [0, 1], as Rewis3d, Sonata and Concerto feed them."""
     return torch.cat([batch.position, batch.color / 255], dim=1)

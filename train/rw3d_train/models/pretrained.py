@@ -28,7 +28,7 @@ def load_pretrained(
 
     Args:
         model_class: the class of transformers to load.
-        name: "owner/name" on the hub, or a folder with config.json and the weights.
+        name: "owner/name" on the hub, or a folder with config.json and model.safetensors or pytorch_model.bin.
         classes: names by train id.
         by_class: beginnings of the names of weights that depend on the classes: they may be missing, or of another size.
         head: the same of weights that may be missing all together, as from an encoder; None: there is no such part.

@@ -85,7 +85,10 @@ class Block(nn.Module):  # type: ignore[misc]
         """What follows the positional encoding, for the rows of whole windows."""
         qkv = recomputed(self._qkv, self.recompute)(x)
         seen = attend(qkv, length, self.heads, self.qk_scale, self.attn_drop if self.training else 0.0)
-        return recomputed(self._after_attention, self.recompute)(x, seen, self._kept(x), self._kept(x))
+        kept1, kept2 = self._kept(x), self._kept(x)
+        x, branch = recomputed(self._after_attention, self.recompute)(x, seen, kept1)
+        # Out here, so that repeating ends before the last product of the MLP: nothing needs its result.
+        return x + (branch if kept2 is None else branch * kept2)
 
     def _positioned(self, x: Tensor, conv: Tensor) -> Tensor:
         return x + self.cpe[2](self.cpe[1](conv))
@@ -93,11 +96,11 @@ class Block(nn.Module):  # type: ignore[misc]
     def _qkv(self, x: Tensor) -> Tensor:
         return self.attn.qkv(self.norm1(x))
 
-    def _after_attention(self, x: Tensor, seen: Tensor, kept1: Tensor | None, kept2: Tensor | None) -> Tensor:
+    def _after_attention(self, x: Tensor, seen: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`x` with attention, and what the MLP adds to it."""
         branch = self.ls1(functional.dropout(self.attn.proj(seen), self.proj_drop, self.training))
-        x = x + (branch if kept1 is None else branch * kept1)
-        branch = self.ls2(self.mlp(self.norm2(x)))
-        return x + (branch if kept2 is None else branch * kept2)
+        x = x + (branch if kept is None else branch * kept)
+        return x, self.ls2(self.mlp(self.norm2(x)))
 
     def _kept(self, x: Tensor) -> Tensor | None:
         """Drop path: (N, 1), 0 for a dropped voxel, 1 / (1 − p) for others; None where nothing is dropped."""

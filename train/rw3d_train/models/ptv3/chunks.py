@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CPU_ROWS = 4096
+T = TypeVar("T")
 
 
 def rows_at_once(x: Tensor) -> int:
@@ -17,7 +19,7 @@ def rows_at_once(x: Tensor) -> int:
     return CPU_ROWS if x.device.type == "cpu" else max(1, len(x))
 
 
-def recomputed(function: Callable[..., Tensor], recompute: bool) -> Callable[..., Tensor]:
+def recomputed(function: Callable[..., T], recompute: bool) -> Callable[..., T]:
     """`function`, which with `recompute` keeps its arguments only and is repeated in the backward pass."""
     return partial(checkpoint, function, use_reentrant=False) if recompute and torch.is_grad_enabled() else function
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rw3d_train.models.ptv3.model import PointTransformerV3
 from rw3d_train.models.ptv3.serialization import MOST_BITS
@@ -24,21 +25,25 @@ class PointSegmenter(nn.Module):  # type: ignore[misc]
     Args:
         classes: number of logits.
         voxel_size: metres.
+        zero_channels: zeros behind the features, for weights that were trained with more than points have.
         config: see `PTv3Config`.
     """
 
-    def __init__(self, classes: int, voxel_size: float = 0.05, **config: Any) -> None:
+    def __init__(self, classes: int, voxel_size: float = 0.05, zero_channels: int = 0, **config: Any) -> None:
         super().__init__()
-        self.voxel_size = voxel_size
+        self.voxel_size, self.zero_channels = voxel_size, zero_channels
         self.backbone = PointTransformerV3(**{"depth": MOST_BITS, **config})
         self.seg_head = nn.Linear(self.backbone.out_channels, classes)
 
     def forward(self, coord: Tensor, feat: Tensor, offset: Tensor) -> Tensor:
-        """Logits (N, classes) of points `coord` (N, 3) metres with features `feat` (N, in_channels); see `voxelize`.
+        """Logits (N, classes) of points `coord` (N, 3) metres with features `feat`; see `voxelize`.
+
+        `feat` (N, in_channels − zero_channels).
 
         Raises:
             UserError: what `voxelize` or `PointTransformerV3.forward` refuse.
         """
         voxels = voxelize(coord, feat, offset, self.voxel_size)
-        features = self.backbone(voxels.coord, voxels.feat, voxels.grid, voxels.offset)
+        feat = functional.pad(voxels.feat, (0, self.zero_channels))
+        features = self.backbone(voxels.coord, feat, voxels.grid, voxels.offset)
         return self.seg_head(features)[voxels.voxel_of_point]

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from rw3d_common.errors import UserError
 
 WRAPPERS = ("state_dict", "model")  # under which trainers keep the weights
-PREFIXES = ("module.", "backbone.")  # of parallel training and of the segmenter around the network
+PREFIXES = (
+    "module.",
+    "student.",
+    "backbone.",
+)  # of parallel training, of pretraining, and of what is around the network
 MOST_NAMED = 3
 
 
@@ -37,13 +41,13 @@ class WeightReport(NamedTuple):
 def load_weights(model: nn.Module, path: Path, allow_missing: Sequence[str] = ()) -> WeightReport:
     """Load a checkpoint into `model` (a PointTransformerV3, or a PointSegmenter around one).
 
-    The prefixes `module.` and `backbone.` do not matter on either side. Nothing is loaded when an error is raised.
+    The prefixes `module.`, `student.` and `backbone.` do not matter on either side. Nothing is loaded when an error is raised.
 
     Args:
         model: where the weights go.
         path: `.safetensors`, or a file of torch.save with plain tensors.
         allow_missing: patterns (`seg_head.*`, `dec.*`) of parameters, named without prefixes, that may keep the values
-            they have: missing in the file, or there with another shape.
+            they have: missing in the file, or there with another shape. Those of a pattern must be so all together.
 
     Returns:
         what matched, was missing, unexpected or of another shape.
@@ -60,8 +64,9 @@ def load_weights(model: nn.Module, path: Path, allow_missing: Sequence[str] = ()
         unexpected=[name for k, (name, _) in found.items() if k not in wanted],
         mismatched=[name for k, (name, _) in wanted.items() if k in found and k not in matched],
     )
+    allowed = [pattern for pattern in allow_missing if not any(fnmatchcase(name, pattern) for name in matched)]
     for names, what in ((report.missing, "lacks"), (report.mismatched, "has another shape of")):
-        refused = [name for name in names if not any(fnmatchcase(_bare(name), pattern) for pattern in allow_missing)]
+        refused = [name for name in names if not any(fnmatchcase(_bare(name), pattern) for pattern in allowed)]
         if refused:
             shapes = ""
             if what != "lacks":
