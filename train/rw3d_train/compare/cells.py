@@ -15,7 +15,7 @@ from rw3d_train.compare.recipe import Column, CompareRecipe, Row, stores_of
 from rw3d_train.config import TrainConfig, load_train_config
 
 RECORD, RECIPE, LOG, SCORES = "cell.json", "recipe.yaml", "cell.log", "evaluation-val.json"
-FREE = {"workers", "save_steps", "keep", "overlays"}  # options of section run that change no weight and no score
+FREE = {"workers", "save_steps", "keep", "overlays", "diagnose"}  # of section run: they change no weight and no score
 
 
 @dataclass(frozen=True)
