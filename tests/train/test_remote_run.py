@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from builders import kitti360_tree
+from rw3d_common import UserError
 from rw3d_common.collection import store_paths
 from rw3d_common.config import read_yaml
 from rw3d_prep.cli_upload import upload_stores
 from rw3d_prep.config import load_config
 from rw3d_prep.pipeline import reconstruct
 from rw3d_train.checkpoint import checkpoints
+from rw3d_train.config import load_train_config
 from s3_server import Proxy, s3_bucket
 from sample_builders import add_samples
 from train_builders import TINY
@@ -59,6 +61,14 @@ def rw3d_train(folder: Path, *arguments: object, retries: int = 8, **environment
 def options(**changes: object) -> list[str]:
     values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_where_stores_lie_is_kept_as_it_was_given():
+    for given in ("s3://bucket/stores", "stores/kitti360"):
+        config = load_train_config("kitti360", None, "paper", None, [f"data.stores={given}"])
+        assert str(config.data.stores) == config.model_dump(mode="json")["data"]["stores"] == given
+    with pytest.raises(UserError, match=r"data\.stores.* = 1: "):
+        load_train_config("kitti360", None, "paper", None, ["data.stores=1"])
 
 
 def test_a_run_trains_and_is_evaluated_from_s3(endpoint, tmp_path):

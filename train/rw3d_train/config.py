@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -21,7 +21,13 @@ Preset = Literal["paper", "official"]
 METHODS: dict[str, type[Section]] = {"supervised": SupervisedConfig, "ema": EmaConfig, "rewis3d": Rewis3dConfig}
 SECTIONS = {"paper": "train", "official": "train_official"}
 Positive = Annotated[float, Field(gt=0)]
-Stores = Annotated[StorePath, BeforeValidator(as_store_path), PlainSerializer(str, return_type=str)]
+
+
+def _place(value: Any) -> Any:
+    return as_store_path(value) if isinstance(value, str) else value
+
+
+Stores = Annotated[StorePath, BeforeValidator(_place), PlainSerializer(str, return_type=str)]
 
 
 class DataConfig(Section):
