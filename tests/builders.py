@@ -111,6 +111,21 @@ def scannet_tree(
     return root
 
 
+def camvid_tree(root: Path, frames: int = 3) -> Path:
+    """Sequence folders of images and dense labels (road below building, 11 = unlabelled at the left), lists of the splits."""
+    label = np.full((36, 48), 3, np.uint8)
+    label[:18], label[:, :4] = 1, 11
+    rng = np.random.default_rng(0)
+    for split, sequence in (("train", "0001TP"), ("val", "0016E5")):
+        for index in range(frames):
+            stem = f"{sequence}_{index:05d}"
+            image = np.repeat(60 * label[..., None] % 251, 3, axis=2) + rng.integers(0, 5, (36, 48, 3), dtype=np.uint8)
+            save_image(root / sequence / "image" / f"{stem}.jpg", image)
+            save_image(root / sequence / "label" / f"{stem}.png", label)
+        _write(root / "splits" / f"{split}.txt", "".join(f"{sequence}/{sequence}_{i:05d}\n" for i in range(frames)))
+    return root
+
+
 def save_image(path: Path, pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Path:
     """Write (H, W, 3) uint8, (H, W) uint8 or (H, W) uint16 as the format that the name asks for."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,16 @@ def test_every_command_is_one_of_preparation_and_makes_its_set(path):
         assert scenes.copy_of or "reconstruct" in names
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_scenes_without_geometry_train_2d_methods_alone(path):
+    recipe = load_recipe(path)
+    made = {name: [parsed(command) for command in scenes.prepare] for name, scenes in recipe.stores.items()}
+    bare = {name for name, commands in made.items() if any(o.get("backend") == "images" for _, o in commands)}
+    assert bare == (recipe.stores.keys() if path.stem == "camvid" else set())
+    for cell in cells_of(recipe, path, recipe.seeds[:1], Path("runs")):
+        assert not (cell.stores in bare and cell.config.trains_3d)
+
+
 def lengths(commands: list[tuple[str, dict]]) -> list[str]:
     return [length for name, options in commands for length in (options.get("lengths") or "").split(",") if length]
 

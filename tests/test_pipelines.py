@@ -37,6 +37,7 @@ def test_saved_configuration_is_the_same_configuration(path, tmp_path):
 def test_another_backend_brings_its_own_defaults():
     assert load_config("kitti360", None, "stereo", None, []).backend.kind == "stereo"
     assert load_config("demo", None, "sensor", None, ["backend.farthest=30"]).backend.farthest == 30
+    assert load_config("camvid", None, "images", None, []).backend.kind == "images"
 
 
 TRAINED = [(path, preset) for path in RECIPES for preset, section in SECTIONS.items() if section in read_yaml(path)]
@@ -70,7 +71,7 @@ def test_training_section_is_valid_complete_and_about_its_dataset(path, preset):
 
 def test_the_datasets_of_the_paper_have_both_presets():
     found = {preset: {path.stem for path, other in TRAINED if other == preset} for preset in SECTIONS}
-    assert found == {"paper": {*PUBLISHED, "demo"}, "official": set(PUBLISHED)}
+    assert found == {"paper": {*PUBLISHED, "demo", "camvid"}, "official": set(PUBLISHED)}
 
 
 @pytest.mark.parametrize("dataset", PUBLISHED)

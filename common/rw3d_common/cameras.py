@@ -73,6 +73,8 @@ class PixelMap:
 
     def covered_fraction(self) -> float:
         """Share of the source image's area that lies under the grid, 0..1 (a centre crop loses the rest for good)."""
+        if 0 in self.grid_size:
+            return 0.0
         u, v = self.source_coordinates()
         height, width = self.image_size
 

@@ -37,6 +37,8 @@ class SplitEntry(Section):
     """File, relative to the root, that names the split's frames."""
     folder: str = ""
     """Folder, relative to the root, that holds the split, where it is not named like it."""
+    without: tuple[str, ...] = ()
+    """Adapter `folder`: lines of `list` that are left out all the same, such as frames too near to another split."""
 
 
 class PartEntry(Section):
@@ -57,6 +59,8 @@ class DatasetEntry(Section):
     label_encoding: LabelEncoding = "gray8"
     """How sparse label images store ids: one 8-bit channel, an 8-bit palette's indices, or three equal channels."""
     truth_encoding: LabelEncoding = "gray8"
+    dense_labels: bool = False
+    """Adapter `folder`: the label images cover whole images, so they are the truth too, whatever is trained on."""
     depth_unit: float | None = None
     """Metres per unit of a depth image."""
     ignored_ids: tuple[int, ...] = ()

@@ -37,6 +37,7 @@ from rw3d_common.schema import STORE_SUFFIX, VIEWS
 if TYPE_CHECKING:
     import open3d
 
+NO_GEOMETRY = "images"  # the backend that computes none
 Coloring = Literal["rgb", "label", "truth", "confidence", "view"]
 
 
@@ -157,6 +158,11 @@ class Scene:
     @property
     def n_points(self) -> int:
         return int(self.attrs["complete"]["points"])
+
+    @property
+    def has_geometry(self) -> bool:
+        """False for a scene of `--backend images`: views and labels for the 2D methods, and no point by choice."""
+        return bool(self.attrs["backend"]["name"] != NO_GEOMETRY)
 
     @property
     def has_truth(self) -> bool:
@@ -334,7 +340,7 @@ class Scene:
         share = counts["labelled_points"] / max(counts["points"], 1)
         return {
             "scene": self.name,
-            "dataset": f"{self.attrs['dataset']} ({self.attrs['backend']['name']} geometry)",
+            "dataset": f"{self.attrs['dataset']} ({self.attrs['backend']['name'] if self.has_geometry else 'no'} geometry)",
             "views": f"{len(self):,} ({int(self.view_table['has_label'].sum())} with sparse labels)",
             "points": f"{self.n_points:,} ({share:.1%} labelled, {len(self.classes)} classes)",
             "arrays": ", ".join(sorted(self.points.array_keys())) + " · views/*",

@@ -34,6 +34,11 @@ def accumulate(path: Path, config: AccumulateConfig, workers: int, overwrite: bo
         sweep_orphans(folder)
         (folder / FAILURES).unlink(missing_ok=True)
     outcome = Outcome()
+    if bare := [scene for scene in scenes if not scene.has_geometry]:
+        raise UserError(
+            f"{path}: {len(bare)} of {len(scenes)} scenes have no geometry to carry labels along (--backend images); "
+            "reconstruct them with another --backend"
+        )
     labelled = [scene for scene in scenes if len(scene) and scene.view_table["has_label"].any()]
     if not labelled:
         raise UserError(f"{path}: no view of these {len(scenes)} scenes has a sparse label, so there is none to carry")

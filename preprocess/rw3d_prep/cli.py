@@ -142,6 +142,10 @@ def inspect(
         from rw3d_prep.picture import write_picture
 
         largest = max(collection, key=lambda scene: scene.n_points)
+        if not largest.n_points:
+            raise UserError(
+                f"{stores}: no scene has points to draw (--picture); reconstruct them with another --backend"
+            )
         write_picture(largest, picture)
         log.info(f"picture of {largest.name}: {picture}")
 

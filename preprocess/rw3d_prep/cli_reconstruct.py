@@ -32,6 +32,7 @@ class BackendKind(StrEnum):
     mapanything = "mapanything"
     stereo = "stereo"
     sensor = "sensor"
+    images = "images"
 
 
 Dataset = Annotated[
@@ -43,7 +44,8 @@ Out = Annotated[Path | None, typer.Option(help="Where scenes go. Default: stores
 Backend = Annotated[
     BackendKind | None,
     typer.Option(
-        help="What makes the geometry: mapanything (GPU and weights), stereo (rectified pairs, CPU), sensor (depth or LiDAR)."
+        help="What makes the geometry: mapanything (GPU and weights), stereo (rectified pairs, CPU), sensor (depth or "
+        "LiDAR), images (none at all: for the 2D methods alone, supervised and ema)."
     ),
 ]
 BatchSize = Annotated[

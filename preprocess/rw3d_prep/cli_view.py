@@ -65,6 +65,8 @@ def export(
     from rw3d_prep.export import export_merged, export_ply
 
     collection = open_collection(stores)
+    if not any(scene.n_points for scene in collection):
+        raise UserError(f"{stores}: no scene has points to write; reconstruct them with another --backend")
     if not merge:
         for scene in collection:
             path = ply if len(collection) == 1 and ply.suffix == ".ply" else ply / f"{scene.name}.ply"

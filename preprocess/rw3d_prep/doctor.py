@@ -137,7 +137,7 @@ def _gpu(found: dict[str, Any]) -> Check:
         return Check(
             "GPU", False, f"{cards}, but torch sees none", "check the driver's version and CUDA_VISIBLE_DEVICES"
         )
-    return Check("GPU", None, "none", "backend mapanything needs one; --backend stereo and --backend sensor do not")
+    return Check("GPU", None, "none", "backend mapanything needs one; --backend stereo, sensor and images do not")
 
 
 def _nvidia_smi() -> str:

@@ -66,7 +66,7 @@ def fuse_view(
     """
     pixel_of_cell = _source_pixels(geometry.pixel_map)
     cell = np.flatnonzero(usable_cells(geometry).ravel() & (pixel_of_cell != NO_PIXEL))
-    finite_share = cell.size / pixel_of_cell.size
+    finite_share = cell.size / pixel_of_cell.size if pixel_of_cell.size else float("nan")
     pixel = pixel_of_cell.take(cell)
     if excluded is not None:
         wanted = np.flatnonzero(~excluded.ravel().take(pixel))

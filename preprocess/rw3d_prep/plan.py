@@ -70,15 +70,15 @@ def make_plan(work: Sequence[Batch | Cloud], config: PrepConfig, root: Path, wor
     clouds = [item for item in work if isinstance(item, Cloud)]
     frames = [frame for batch in batches for frame in batch.frames]
     largest = max((len(batch.frames) for batch in batches), default=0)
-    points = per_point = seconds = gpu_per_view = memory = 0.0
+    points = view_bytes = seconds = gpu_per_view = memory = 0.0
     if frames and config.backend.kind == "mapanything":
         cells = _grid_cells(frames[0], config)
         points = cells * VALID_SHARE * (1 - config.fuse.confidence_percentile / 100)
-        per_point, share = BYTES_PER_POINT, cells / 518**2
+        view_bytes, share = points * BYTES_PER_POINT, cells / 518**2
         seconds, gpu_per_view = SECONDS_200_VIEWS / 200 * share, GPU_BYTES_PER_VIEW * share
         memory = HOST_BYTES + max(WEIGHTS_BYTES, largest * cells * CELL_BYTES) + workers * WORKER_BYTES
     elif frames:
-        points, per_point, seconds = _measure(frames, config, root)
+        points, view_bytes, seconds = _measure(frames, config, root)
         memory = _memory(points, workers)
     in_cloud, cloud_disk, cloud_seconds = _measure_cloud(clouds, config, root) if clouds else (0.0, 0.0, 0.0)
     at_a_time = 1 if gpu_per_view else max(min(workers, len(work)), 1)  # there is one GPU
@@ -89,7 +89,7 @@ def make_plan(work: Sequence[Batch | Cloud], config: PrepConfig, root: Path, wor
         largest_batch=largest,
         labelled=sum(frame.label is not None for frame in frames),
         points=points * len(frames) + in_cloud * len(clouds),
-        disk=points * per_point * len(frames) + cloud_disk * len(clouds),
+        disk=view_bytes * len(frames) + cloud_disk * len(clouds),
         memory=max(memory, workers * CLOUD_BYTES * in_cloud),
         gpu_memory=GPU_BYTES + gpu_per_view * largest if gpu_per_view else 0.0,
         gpu_per_view=gpu_per_view,
@@ -110,7 +110,7 @@ def _measure_cloud(clouds: Sequence[Cloud], config: PrepConfig, root: Path) -> t
 
 
 def _measure(frames: Sequence[Frame], config: PrepConfig, root: Path) -> tuple[float, float, float]:
-    """Points per view, bytes per point and seconds per view, from a few real views and a real store."""
+    """Points, bytes and seconds per view, from a few real views and a real store."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, SAMPLED_VIEWS).round().astype(int))
     with tempfile.TemporaryDirectory(prefix="rw3d-plan-") as folder:
         batch = Batch(tuple(frames[index] for index in chosen))
@@ -119,7 +119,7 @@ def _measure(frames: Sequence[Frame], config: PrepConfig, root: Path) -> tuple[f
         seconds = (time.perf_counter() - started) / len(chosen)
         files = open_scene(store_path(Path(folder), batch.name)).attrs["complete"]["files"]
     arrays = sum(file["size"] for name, file in files.items() if not name.endswith("zarr.json"))
-    return counts["points"] / len(chosen), arrays / max(counts["points"], 1), seconds
+    return counts["points"] / len(chosen), arrays / len(chosen), seconds
 
 
 def _grid_cells(frame: Frame, config: PrepConfig) -> int:

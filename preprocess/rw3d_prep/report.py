@@ -25,11 +25,11 @@ def scenes_table(scenes: Sequence[Scene]) -> Table:
         residual = scene.view_table["reprojection_residual"]
         table.add_row(
             scene.name,
-            scene.attrs["backend"]["name"],
+            scene.attrs["backend"]["name"] if scene.has_geometry else "none",
             f"{len(scene):,}",
             f"{int(scene.view_table['has_label'].sum()):,}",
             f"{scene.n_points:,}",
-            f"{record['labelled_points'] / max(scene.n_points, 1):.2%}",
+            f"{record['labelled_points'] / scene.n_points:.2%}" if scene.n_points else "–",
             f"{size:,.1f}",
             _median(residual, "{:.2%}"),
         )
@@ -73,8 +73,8 @@ def views_table(scene: Scene, rows: int = 12) -> Table:
             f"{labelled:,}" if view.has_label else "no label",
             _quantiles(view.confidence),
             f"{columns['covered'][index]:.0%}",
-            f"{columns['finite_share'][index]:.0%}",
-            f"{low:.1f}–{high:.1f}",
+            _number(columns["finite_share"][index], "{:.0%}"),
+            "–" if np.isnan(low) else f"{low:.1f}–{high:.1f}",
             _median(columns["reprojection_residual"][index : index + 1], "{:.2%}"),
         )
     return table
@@ -116,7 +116,7 @@ def health_table(scenes: Sequence[Scene]) -> Table:
             _number(health.ate, "{:.3f}"),
             _number(health.rpe, "{:.3f}"),
             _number(health.rpe_degrees, "{:.2f}"),
-            "; ".join(health.faults()) or "healthy",
+            "; ".join(health.faults()) or ("healthy" if scene.has_geometry else "no geometry"),
         )
     return table
 
@@ -169,9 +169,9 @@ def report(scenes: Sequence[Scene], views_of: int = 1) -> Group:
         parts.append(health_table(scenes))
     if any(has_samples(scene.path) for scene in scenes):
         parts.append(samples_table(scenes))
-    if len(scenes[0].classes):
+    if len(scenes[0].classes) and any(scene.n_points for scene in scenes):
         parts.append(classes_table(scenes))
-    parts += [views_table(scene) for scene in [scene for scene in scenes if len(scene)][:views_of]]
+    parts += [views_table(scene) for scene in [one for one in scenes if len(one) and one.has_geometry][:views_of]]
     return Group(*parts)
 
 

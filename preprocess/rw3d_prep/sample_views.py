@@ -66,7 +66,9 @@ def _to_sample(scenes: Sequence[Scene], config: SampleConfig, overwrite: bool, o
         scenes = [scene for scene in scenes if len(scene)]
     if not scenes:
         return []
-    usable = [scene for scene in scenes if len(wanted_views(scene, config)) and scene.n_points]
+    usable = [
+        scene for scene in scenes if len(wanted_views(scene, config)) and (scene.n_points or not scene.has_geometry)
+    ]
     if not usable:
         raise UserError(
             f"{scenes[0].path}{' and the others' * (len(scenes) > 1)}: no view has a sparse label; --views all samples every view"
@@ -83,7 +85,12 @@ def _to_sample(scenes: Sequence[Scene], config: SampleConfig, overwrite: bool, o
 
 
 def _tell_small(scenes: Sequence[Scene], config: SampleConfig) -> None:
-    small = [scene for scene in scenes if scene.n_points < config.points]
+    if bare := sum(not scene.has_geometry for scene in scenes):
+        log.info(
+            f"no geometry in {bare} of {len(scenes)} scenes (--backend images): their samples are images and labels, for "
+            "methods supervised and ema"
+        )
+    small = [scene for scene in scenes if scene.has_geometry and scene.n_points < config.points]
     if small:
         least = min(small, key=lambda scene: scene.n_points)
         which = f"{len(small)} scenes have" if len(small) > 1 else "1 scene has"

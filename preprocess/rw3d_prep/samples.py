@@ -110,7 +110,7 @@ def make_samples(store: Path, config: SampleConfig, workers: int = 1, overwrite:
         raise UserError(f"{store}: no view has a sparse label; --views all samples every view")
     if config.labels == "accumulated":
         scene.accumulated.require_usable()
-    if not scene.n_points:
+    if not scene.n_points and scene.has_geometry:
         raise UserError(f"{store}: this scene has no points; delete it and reconstruct it with another backend")
     cloud = _Cloud(scene, config)
     items = [(int(view), draw) for view in views for draw in range(config.draws)]
@@ -171,7 +171,7 @@ class _Cloud:
 def sample_widths(
     config: SampleConfig, offset: npt.NDArray[np.int64], labelled: npt.NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Rows that a sample has room for, and rows of its `pixel`: the most that any sample of this scene can need.
+    """Rows that a sample has room for, and rows of its `pixel`: the most that any sample of this scene can need, or 1.
 
     `offset` (V + 1,) are the views' first points, `labelled` (V,) how many of a view's points are always kept.
     """
@@ -183,7 +183,7 @@ def sample_widths(
         quota = round(config.points * config.own_share)
         short = points - (total - own)  # what the other views cannot fill
         most = np.minimum(own, np.maximum(np.maximum(quota, labelled), short))
-    return points, max(min(points, int(most.max())), 1)
+    return max(points, 1), max(min(points, int(most.max())), 1)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ class _Maker:
         """The chunk (1, …) of every array, padded with fill values; valid until this thread's next call."""
         index, arrays = np.ascontiguousarray(drawn.index, np.uint32), self._buffers()
         room = arrays["index"].shape[1], arrays["pixel"].shape[1]
-        if len(index) > room[0] or drawn.n_own > room[1] or index.max(initial=0) >= self.cloud.offset[-1]:
+        beyond = len(index) > 0 and index.max() >= self.cloud.offset[-1]
+        if len(index) > room[0] or drawn.n_own > room[1] or beyond:
             raise RuntimeError(
                 f"drew {drawn.n_own} of {len(index)} points where there is room for {room[1]} of {room[0]}"
             )

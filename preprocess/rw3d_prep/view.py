@@ -57,7 +57,7 @@ def sample_cloud(chain: Sequence[Placed], points: int) -> ViewCloud:
     counts = [int(_points_per_part(placed)[_is_new(placed)].sum()) for placed in chain]
     total = sum(counts)
     if not total:
-        raise UserError(f"{chain[0].scene.path}: has no points to show; reconstruct it with another backend")
+        raise UserError(f"{chain[0].scene.path}: has no points to show; reconstruct it with another --backend")
     parts, views = [], 0
     for number, (placed, count) in enumerate(zip(chain, counts, strict=True)):
         parts.append(_sample(placed, min(points, total) * count // total, number, views))

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders import kitti360_tree, kitti_files, kitti_sequence, rgbd_tree, scannet_tree
+from builders import camvid_tree, kitti360_tree, kitti_files, kitti_sequence, rgbd_tree, scannet_tree
 from rw3d_common.cameras import project
 from rw3d_common.errors import UserError
 from rw3d_common.images import image_size, read_image, read_label
 from rw3d_common.manifest import dataset_entry
 from rw3d_prep.check import check_layout, frame_counts
 from rw3d_prep.datasets import DatasetConfig, read_frames
+from rw3d_prep.datasets.folder import folder_frames
 from rw3d_prep.datasets.kitti360 import read_calibration
 from rw3d_prep.reconstruct.sensor import SensorBackend, SensorConfig, read_scan
 
@@ -160,11 +161,27 @@ def test_video_becomes_frames_once(tmp_path):
 @pytest.mark.skipif(not (SHARED / "camvid").is_dir(), reason="CamVid is not beside this checkout")
 def test_camvid_splits_labels_and_classes():
     found = read_frames(SHARED / "camvid", DatasetConfig(name="camvid", splits=("train", "val"), labels="label"))
-    assert [sum(f.split == split for f in found.frames) for split in ("train", "val")] == [367, 101]
+    assert [sum(f.split == split for f in found.frames) for split in ("train", "val")] == [350, 101]
+    assert found.notes[0].startswith("17 of 367 frames of split train are left out")
+    street = {
+        split: [f.id for f in found.frames if (f.split, f.sequence) == (split, "0016E5")] for split in ("train", "val")
+    }
+    assert max(street["train"]) < min(street["val"]) - 60, "two seconds and more before split val, and never after it"
+    assert all(frame.truth == frame.label for frame in found.frames), "dense human labels"
     entry = dataset_entry("camvid")
     for frame in found.frames[::40]:
         raw = read_label(frame.label, entry.label_encoding, image_size(frame.image))
         entry.class_map().to_train_ids(raw, str(frame.label))
+
+
+def test_frames_that_the_manifest_keeps_out_of_a_split(tmp_path):
+    root, entry = camvid_tree(tmp_path), dataset_entry("camvid")
+    splits = {**entry.splits, "train": entry.splits["train"].model_copy(update={"without": ("0001TP/0001TP_00001",)})}
+    config = DatasetConfig(name="camvid", splits=("train", "val"), labels="label")
+    found = folder_frames(root, config, entry.model_copy(update={"splits": splits}))
+    assert [(f.split, f.id) for f in found.frames] == [("train", 0), ("train", 2), ("val", 0), ("val", 1), ("val", 2)]
+    (note,) = found.notes
+    assert note.startswith("1 of 3 frames of split train are left out, 0001TP/0001TP_00001")
 
 
 def test_check_counts_what_is_present_missing_and_unexpected(tmp_path):

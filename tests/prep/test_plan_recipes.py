@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from builders import kitti360_tree, save_image
+from builders import camvid_tree, kitti360_tree
 from cityscapes_builder import cityscapes_tree
 from nyuv2_builder import nyuv2_root
 from rw3d_prep.config import load_config
@@ -16,19 +15,6 @@ from rw3d_prep.plan_table import plan_table
 from s3dis_builder import s3dis_root
 from scannet_builder import scannet_root
 from waymo_builder import waymo_tree
-
-
-def camvid_tree(root: Path) -> Path:
-    """Sequence folders of images and labels, and the lists of the splits."""
-    for split, sequence in (("train", "0001TP"), ("val", "0016E5")):
-        for index in range(3):
-            save_image(root / sequence / "image" / f"{index:05d}.jpg", np.zeros((36, 48, 3), np.uint8))
-            save_image(root / sequence / "label" / f"{index:05d}.png", np.full((36, 48), 3, np.uint8))
-        listing = root / "splits" / f"{split}.txt"
-        listing.parent.mkdir(exist_ok=True)
-        listing.write_text("".join(f"{sequence}/{index:05d}\n" for index in range(3)))
-    return root
-
 
 TREES: dict[str, Callable[[Path], object]] = {
     "kitti360": kitti360_tree,

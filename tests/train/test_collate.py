@@ -172,7 +172,11 @@ def test_the_smallest_grid_always_fits(extent):
 
 
 def test_no_points():
-    assert "has no points" in error_of(lambda: collate([sample(7, points=0, own=0)]))
+    none = sample(7, points=0, own=0)
+    assert "has no points" in error_of(lambda: collate([none], voxel_size=0.5))
+    batch = collate([none, sample(8), none])
+    assert batch.offset.tolist() == [0, len(batch.position), len(batch.position)]
+    assert set(batch.correspondences.image.tolist()) <= {1}, "without a 3D network nothing needs points"
 
 
 @pytest.mark.parametrize("pixel", [(-0.51, 0), (0, 7.5), (5.5, 0), (3, np.inf), (100, 1)])

@@ -115,6 +115,11 @@ class TrainConfig(Section):
     run: RunConfig = RunConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def trains_3d(self) -> bool:
+        """The method has a 3D student, which needs points."""
+        return self.method.kind == "rewis3d" or (self.method.kind == "supervised" and self.method.points)
+
 
 def load_train_config(
     dataset: str | None, file: Path | None, preset: Preset, method: str | None, assignments: list[str]

@@ -198,7 +198,7 @@ class Run:
 def _method(config: TrainConfig, classes: ClassMap, device: torch.device) -> Method:
     """The method with its students on the device, wrapped for compilation and for several processes."""
     students = [make_2d(config.model_2d, classes)]
-    if config.method.kind == "rewis3d" or (config.method.kind == "supervised" and config.method.points):
+    if config.trains_3d:
         students.append(make_3d(config.model_3d, classes))
     sizes = ", ".join(f"{parameters(student) / 1e6:.1f} M" for student in students)
     log.info(f"students of {sizes} parameters on {device}")

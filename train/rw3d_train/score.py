@@ -102,9 +102,11 @@ def _scores_2d(
 def _scores_3d(
     run: Path, trained: Segmenter, scenes: list[Scene], config: TrainConfig, device: torch.device, workers: int
 ) -> dict[str, Scores]:
-    sampled = [scene.path for scene in scenes if has_samples(scene.path)]
+    sampled = [scene.path for scene in scenes if has_samples(scene.path) and scene.has_geometry]
     if not sampled:
-        log.info("no 3D scores: these scenes have no samples; `rw3d-prep sample-views --views all` makes them")
+        lack = "samples; `rw3d-prep sample-views --views all` makes them"
+        lack = lack if any(scene.has_geometry for scene in scenes) else "geometry (--backend images)"
+        log.info(f"no 3D scores: these scenes have no {lack}")
         return {}
     both: tuple[Who, Who] = ("student", "teacher")
     there = [who for who in both if (trained.checkpoint / f"{who}_3d.safetensors").is_file()]

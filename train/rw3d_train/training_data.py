@@ -33,9 +33,11 @@ def open_data(config: TrainConfig) -> TrainingData:
     """The data of a configuration.
 
     Raises:
-        UserError: no scenes, scenes of another dataset, classes or split, or none with samples.
+        UserError: no scenes, scenes of another dataset, classes or split, none with samples, or without the geometry that
+            the method needs.
     """
     scenes = _scenes(config)
+    _refuse_without_geometry(scenes, config)
     train = [scene for scene in scenes if scene.attrs["split"] == config.data.split]
     val = [scene for scene in scenes if scene.attrs["split"] == "val" and config.data.split != "val"]
     if not train:
@@ -77,6 +79,18 @@ def _scenes(config: TrainConfig) -> list[Scene]:
                 "or set RW3D_MANIFEST to the manifest they were made with"
             )
     return scenes
+
+
+def _refuse_without_geometry(scenes: Sequence[Scene], config: TrainConfig) -> None:
+    """Raise UserError where a 3D student would get scenes that were made without points."""
+    bare = sum(not scene.has_geometry for scene in scenes)
+    if bare and config.trains_3d:
+        option = "" if config.method.kind == "rewis3d" else " with method.points=true"
+        raise UserError(
+            f"{config.data.stores}: {bare} of {len(scenes)} scenes have no geometry (--backend images), and method "
+            f"{config.method.kind}{option} trains on points; take --method ema or supervised without points, or "
+            "reconstruct into another folder with --backend mapanything, stereo or sensor"
+        )
 
 
 def _kept_out(train: Sequence[Scene], share: float) -> list[Scene]:

@@ -2,7 +2,8 @@
 
 Images lie in a sequence folder itself or in its `image/` or `images/`; sparse labels lie in a sibling folder (`label/`,
 `labels/`, or what `dataset.labels` names) as PNGs with the image's stem. Order is natural (2 before 10); the frame
-id is the last number in the name, or the position where names hold none.
+id is the last number in the name, or the position where names hold none. Where the manifest says that a dataset's labels
+are dense, they are its truth too.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def folder_frames(root: Path, config: DatasetConfig, entry: DatasetEntry) -> Fra
         root = unpack_video(root)
     found = FrameList()
     for split in config.splits:
-        listed = _listed(root, split, entry)
+        listed = _listed(root, split, entry, found.notes)
         for sequence, images in _sequences(root).items():
             if not config.sequences or sequence in config.sequences:
-                _add_sequence(found, split, sequence, images, config, listed)
+                _add_sequence(found, split, sequence, images, config, listed, entry.dense_labels)
     if not found.frames:
         raise UserError(
             f"{root}: no image found here, in image/ or images/, nor in a sub-folder; rw3d reads {', '.join(IMAGES)} "
@@ -44,8 +45,8 @@ def folder_frames(root: Path, config: DatasetConfig, entry: DatasetEntry) -> Fra
     return found
 
 
-def _listed(root: Path, split: str, entry: DatasetEntry) -> set[str] | None:
-    """'sequence/stem' of the split's frames where the manifest names a list, else None for all."""
+def _listed(root: Path, split: str, entry: DatasetEntry, notes: list[str]) -> set[str] | None:
+    """'sequence/stem' of the split's frames where the manifest names a list, else None for all; `notes` what it drops."""
     listing = entry.splits[split].list if split in entry.splits else None
     if listing is None:
         return None
@@ -53,7 +54,13 @@ def _listed(root: Path, split: str, entry: DatasetEntry) -> set[str] | None:
         raise UserError(
             f"{root / listing}: no such file; it names the frames of split '{split}', one sequence/stem per line"
         )
-    return {line.strip() for line in (root / listing).read_text().splitlines() if line.strip()}
+    names = {line.strip() for line in (root / listing).read_text().splitlines() if line.strip()}
+    if dropped := names & {*entry.splits[split].without}:
+        notes.append(
+            f"{len(dropped)} of {len(names)} frames of split {split} are left out, {min(dropped)} and others: "
+            "data_manifest.yaml says why, under `without`"
+        )
+    return names - dropped
 
 
 def _sequences(root: Path) -> dict[str, list[Path]]:
@@ -75,7 +82,13 @@ def natural_key(path: Path) -> list[tuple[int, int | str]]:
 
 
 def _add_sequence(
-    found: FrameList, split: str, sequence: str, images: list[Path], config: DatasetConfig, listed: set[str] | None
+    found: FrameList,
+    split: str,
+    sequence: str,
+    images: list[Path],
+    config: DatasetConfig,
+    listed: set[str] | None,
+    dense: bool,
 ) -> None:
     seen: dict[int, Path] = {}
     for position, image in enumerate(images):
@@ -86,7 +99,8 @@ def _add_sequence(
         if frame_id in seen:
             raise UserError(f"{image}: frame id {frame_id} is also {seen[frame_id].name}; rename one, or remove it")
         seen[frame_id] = image
-        found.frames.append(Frame(split, sequence, frame_id, "image", image, label=_label_of(image, config.labels)))
+        label, truth = _label_of(image, config.labels), _label_of(image, "label") if dense else None
+        found.frames.append(Frame(split, sequence, frame_id, "image", image, label=label, truth=truth))
 
 
 def _label_of(image: Path, labels: str) -> Path | None:

@@ -12,12 +12,13 @@ from pydantic import Field
 
 from rw3d_prep.frames import Frame
 from rw3d_prep.reconstruct.base import Backend
+from rw3d_prep.reconstruct.images import ImagesConfig
 from rw3d_prep.reconstruct.mapanything import MapAnythingConfig
 from rw3d_prep.reconstruct.sensor import SensorConfig
 from rw3d_prep.reconstruct.stereo import StereoConfig
 
-BackendConfig = Annotated[MapAnythingConfig | StereoConfig | SensorConfig, Field(discriminator="kind")]
-KINDS = ("mapanything", "stereo", "sensor")
+BackendConfig = Annotated[MapAnythingConfig | StereoConfig | SensorConfig | ImagesConfig, Field(discriminator="kind")]
+KINDS = ("mapanything", "stereo", "sensor", "images")
 
 
 def make_backend(config: BackendConfig) -> Backend:
@@ -39,6 +40,10 @@ def make_backend(config: BackendConfig) -> Backend:
             from rw3d_prep.reconstruct.sensor import SensorBackend
 
             return SensorBackend(config)
+        case "images":
+            from rw3d_prep.reconstruct.images import ImagesBackend
+
+            return ImagesBackend(config)
 
 
 def usable_frames(frames: Sequence[Frame], needs: Sequence[str]) -> tuple[list[Frame], list[str]]:

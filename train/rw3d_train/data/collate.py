@@ -132,7 +132,8 @@ def check_sample(sample: Sample, n_classes: int | None = None, voxel_size: float
     Args:
         sample: the item.
         n_classes: labels must be below it, or 255; None leaves them unchecked.
-        voxel_size: metres per cell of the grid that points are sorted into; None leaves the extent unchecked.
+        voxel_size: metres per cell of the grid that points are sorted into; None: no network takes the points, so there
+            may be none, of any extent.
 
     Raises:
         UserError: naming the sample and the value.
@@ -145,8 +146,6 @@ def check_sample(sample: Sample, n_classes: int | None = None, voxel_size: float
         raise UserError(
             f"{sample.key}: {bad:,} of its points are not finite; run `rw3d-prep verify`, and check the augmentation"
         )
-    if len(sample.position) == 0:
-        raise UserError(f"{sample.key}: has no points; run `rw3d-prep verify`, and leave this view out if it has none")
     if voxel_size is not None:
         _check_extent(sample, voxel_size)
     _check_pixels(sample)
@@ -167,6 +166,8 @@ def _check_ids(key: str, name: str, ids: U8 | None, n_classes: int) -> None:
 
 
 def _check_extent(sample: Sample, voxel_size: float) -> None:
+    if len(sample.position) == 0:
+        raise UserError(f"{sample.key}: has no points; run `rw3d-prep verify`, and leave this view out if it has none")
     extent = max(float(axis.max()) - float(axis.min()) for axis in sample.position.T)
     if extent / voxel_size < 2**MOST_BITS:
         return
