@@ -14,7 +14,7 @@ import torch
 from rw3d_train.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))
 torch.set_num_threads(1)
 for _ in range(20):  # 64 MiB each, as the activations of a step: freed before the next
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -99,7 +99,6 @@ def run(
     from rw3d_train.config import load_train_config, read_train_config
     from rw3d_train.distributed import of_first, process_group
     from rw3d_train.engine import fit
-    from rw3d_train.memory import keep_freed_memory
     from rw3d_train.score import evaluate_run, has_split
 
     if resume:
@@ -112,8 +111,6 @@ def run(
         kind = method.value if method else None
         settings = load_train_config(name, config, preset.value, kind, [*named, *(assignments or [])])
     with process_group(device) as where:
-        if where.type == "cpu":
-            keep_freed_memory()
         started = time.strftime("%Y%m%d-%H%M%S", time.localtime(of_first(int(time.time()), where)))
         out = out or Path("runs") / f"{settings.data.dataset}-{settings.method.kind}-{started}"
         log.info(

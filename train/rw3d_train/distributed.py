@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rw3d_common.errors import UserError
+from rw3d_train.memory import keep_freed_memory
 
 
 def world() -> int:
@@ -27,6 +28,8 @@ def rank() -> int:
 def process_group(device: str) -> Iterator[torch.device]:
     """Join the other processes if `torchrun` started this one, and give the device to work on.
 
+    From here on a process on a CPU keeps the memory it frees; see `memory`.
+
     Args:
         device: "auto" takes a GPU where there is one (MPS on a Mac), else the CPU; or a torch device name.
 
@@ -34,6 +37,7 @@ def process_group(device: str) -> Iterator[torch.device]:
         UserError: the device is not on this machine.
     """
     chosen = _device(device)
+    keep_freed_memory(chosen)
     if "RANK" not in os.environ:
         yield chosen
         return
