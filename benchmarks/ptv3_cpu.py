@@ -1,6 +1,6 @@
 """Point Transformer V3 on one CPU thread: forward, and forward with backward, of 120,000 points at 0.05 m.
 
-    python benchmarks/ptv3_cpu.py [--points 120000] [--return-memory] [--json FILE]
+    python benchmarks/ptv3_cpu.py [--points 120000] [--json FILE]
 
 The published configuration in float32 on a synthetic street whose voxels thin out from stage to stage as those of a
 real one do. Every line is measured in a process of its own: CPU = user + system seconds of the first step, which pays
@@ -64,12 +64,11 @@ def build(recompute: bool) -> PointSegmenter:
     return PointSegmenter(CLASSES, VOXEL, recompute=recompute).eval()
 
 
-def run(name: str, points: int, keep_memory: bool) -> dict[str, float]:
+def run(name: str, points: int) -> dict[str, float]:
     """One line of the table, in this process."""
     explicit, backward, recompute = RUNS[name]
     torch.set_num_threads(1)
-    if keep_memory:
-        keep_freed_memory(torch.device("cpu"))  # as training does
+    keep_freed_memory(torch.device("cpu"))  # as training does
     model, (coord, feat) = build(recompute), street(points)
     if explicit:
         attention.functional.scaled_dot_product_attention = explicit_attention
@@ -109,16 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=120_000)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--return-memory", action="store_true", help="let freed memory go back to the kernel")
     parser.add_argument("--run", choices=RUNS, help="measure this one only, in this process")
     options = parser.parse_args()
     if options.run:
-        print(json.dumps(run(options.run, options.points, not options.return_memory)))
+        print(json.dumps(run(options.run, options.points)))
         return
     result: dict[str, object] = {"points": options.points}
     for name in RUNS:
         command = [sys.executable, __file__, "--points", str(options.points), "--run", name]
-        command += ["--return-memory"] if options.return_memory else []
         result[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     # Last, because a child's largest memory starts at what its parent had.
     assert_equal()

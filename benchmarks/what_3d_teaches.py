@@ -48,6 +48,8 @@ def measure(folder: Path, count: int) -> list[tuple[str, ...]]:
     if not isinstance(run.method, Rewis3d):
         raise SystemExit(f"{folder}: a run of {run.config.method.kind}; only rewis3d has a 3D teacher")
     items, lessons = run.data.train.with_truth(), []
+    if items.sample(0).truth is None:
+        raise SystemExit(f"{run.config.data.stores}: no dense labels to compare with; reconstruct with them")
     truth, sparse = np.zeros(IGNORE), np.zeros(IGNORE)
     with evaluating(run.networks().values()):
         for index in range(count):
