@@ -19,7 +19,7 @@ import torch
 from rw3d_common.labels import IGNORE
 from rw3d_train.config import read_train_config
 from rw3d_train.data.collate import collate_pairs
-from rw3d_train.diagnose import _lessons
+from rw3d_train.diagnose import lessons_of
 from rw3d_train.methods.rewis3d import Rewis3d
 from rw3d_train.networks import evaluating
 from rw3d_train.run import Run
@@ -54,7 +54,7 @@ def measure(folder: Path, count: int) -> list[tuple[str, ...]]:
     with evaluating(run.networks().values()):
         for index in range(count):
             student, teacher = collate_pairs([items[int((index + 0.5) * len(items) / count)]])
-            lessons.append(_lessons(run.method, student, teacher)["2d"])
+            lessons.append(lessons_of(run.method, student, teacher)["2d"])
             truth, sparse = truth + counts(student.truth), sparse + counts(student.label)
     taught = {key: torch.cat([one[key] for one in lessons]).numpy() for key in lessons[0]}
     given = np.bincount(taught["label"], minlength=IGNORE)

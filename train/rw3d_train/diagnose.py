@@ -41,7 +41,7 @@ def diagnose(run: Run) -> dict[str, Any]:
         for index in range(count):
             pair = collate_pairs([items[int((index + 0.5) * len(items) / count)]])
             student, teacher = (batch.to(run.device) for batch in pair)
-            for name, lesson in _lessons(run.method, student, teacher).items():
+            for name, lesson in lessons_of(run.method, student, teacher).items():
                 lessons[name].append(lesson)
     joint = {name: {key: torch.cat([one[key] for one in some]) for key in some[0]} for name, some in lessons.items()}
     pixels = count * student.label[0].numel()
@@ -55,8 +55,12 @@ def diagnose(run: Run) -> dict[str, Any]:
     return {f"diagnose/{name}": value for name, value in numbers.items() if value is not None}
 
 
-def _lessons(method: Rewis3d, student: Batch, teacher: Batch) -> dict[str, Lesson]:
-    """What each student is taught, and what the teacher of its own modality says there, one entry per pseudo-label."""
+def lessons_of(method: Rewis3d, student: Batch, teacher: Batch) -> dict[str, Lesson]:
+    """What each student is taught, and what the teacher of its own modality says there.
+
+    {"2d": …, "3d": …}, each with `label` and `known` (M,) int64 train ids, `weight` (M,) float and `truth` (M,) train ids, 255
+    where there is none; M pseudo-labels.
+    """
     size = (student.label.shape[1], student.label.shape[2])
     taught_images = upsample(method.teachers["2d"](normalize(teacher.image)), size)
     taught_points = method.teachers["3d"](teacher.position, point_features(teacher), teacher.offset)
