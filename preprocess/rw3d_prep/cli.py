@@ -15,6 +15,7 @@ import typer
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
 from rw3d_common.manifest import dataset_entry, default_root, load_manifest
+from rw3d_common.stopping import let_zarr_finish
 from rw3d_prep.cli_accumulate import accumulate
 from rw3d_prep.cli_labels import labels_app, make_labels_app
 from rw3d_prep.cli_reconstruct import CORES, Root, Workers, plan, reconstruct
@@ -229,4 +230,5 @@ def main() -> None:
         log.warning(f"stopped by {stop}; the same command goes on from here")
         for child in multiprocessing.active_children():
             child.terminate()
+        let_zarr_finish()
         sys.exit(Exit.STOPPED)

@@ -107,7 +107,7 @@ def test_a_failed_training_is_reported_and_ends_with_3(workplace, rw3d_train, mo
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nothing"], r"nothing: no such recipe.*; give a YAML file, or one of demo_points3d"),
+        (["nothing"], r"nothing: no such recipe.*; give a YAML file, or one of .*demo_points3d"),
         (["recipe.yaml", "--seeds", "0,x"], r"--seeds 0,x: expected numbers such as 0,1,2"),
         (["recipe.yaml", "--only", "techer"], r"--only techer: no row or column has this in its name"),
         (["recipe.yaml", "--jobs", "2", "--gpus", "0"], r"--jobs 2: only 1 GPUs are named"),

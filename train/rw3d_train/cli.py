@@ -18,6 +18,7 @@ import typer
 from rw3d_common.errors import Exit, Stopped, UserError
 from rw3d_common.log import configure, console, log
 from rw3d_common.remote import Unreachable
+from rw3d_common.stopping import let_zarr_finish
 from rw3d_train.cli_compare import compare
 
 if TYPE_CHECKING:
@@ -286,4 +287,5 @@ def main() -> None:
         )
         for child in multiprocessing.active_children():
             child.terminate()
+        let_zarr_finish()
         sys.exit(Exit.STOPPED)
