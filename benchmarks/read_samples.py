@@ -45,8 +45,8 @@ RELEASED = 4  # items written in the released code's layout, to weigh them
 Read = Callable[[int], object]
 
 
-def make_store(folder: Path, views: int) -> Path:
-    """A finished scene with samples and embedded files."""
+def make_store(folder: Path, views: int, points: int = 120_000) -> Path:
+    """A finished scene with samples of so many points and embedded files."""
     street, entry = Street(336, 518), dataset_entry("kitti360")
     street.pixel_map = PixelMap.resize_then_crop(IMAGE, (336, 1258), (336, 518), 370, 0)
     street.image = picture()
@@ -57,7 +57,7 @@ def make_store(folder: Path, views: int) -> Path:
             view = street.view(index)
             writer.append(fuse_view(view, street.image, street.label, street.truth, entry.class_map(), 10.0), files)
         writer.publish(view_columns(views), view_strings(files, folder, views), attributes(folder, entry))
-    make_samples(store, SampleConfig(seed=0), workers=2)
+    make_samples(store, SampleConfig(seed=0, points=points), workers=2)
     return store
 
 

@@ -91,6 +91,23 @@ def test_rewis3d_is_equation_7(use, normalization):
         assert ("cross_modal_2d" in found) == (epoch >= 2)
 
 
+def test_uncertain_pseudo_labels_do_not_count():
+    one = batch()
+    _, taught_2d, _, taught_3d = logits_of(method_of(Rewis3dConfig()), one)
+    at_pixels, pixel_weight, at_points, point_weight = slow_targets(one, taught_2d, taught_3d, "prediction")
+    for label, weight, targets in (
+        (at_pixels, pixel_weight, lambda method: method.targets_2d(one, one, taught_3d)),
+        (at_points, point_weight, lambda method: method.targets_3d(one, taught_2d)),
+    ):
+        least = float(weight[label != 255].median())  # with "prediction" the weight is the probability
+        kept = (label != 255) & (weight >= least)
+        assert 0 < kept.sum() < (label != 255).sum()
+        cmc = CrossModalConfig(confidence="prediction", threshold=least)
+        found, weights = targets(method_of(Rewis3dConfig(cross_modal=cmc)))
+        assert found.equal(torch.where(kept, label, 255))
+        torch.testing.assert_close(weights[kept], weight[kept])
+
+
 @given(st.integers(0, 40), st.integers(0, 20), st.integers(0, 10))
 def test_lambda_is_0_then_rises_by_equal_steps_then_stays(epoch, start, length):
     value = losses.ramp(epoch, start, length, 0.1)

@@ -10,7 +10,13 @@ Formulas: Rewis3d (Ernst et al., CVPR 2026, arXiv 2603.06374), Eq. 2–6, and it
 """
 
 from rw3d_train.losses.balance import class_balance
-from rw3d_train.losses.confidence import dual_confidence, normalized_confidence, pseudo_labels, surface_only
+from rw3d_train.losses.confidence import (
+    certain_only,
+    dual_confidence,
+    normalized_confidence,
+    pseudo_labels,
+    surface_only,
+)
 from rw3d_train.losses.consistency import base_objective, confident_share, consistency
 from rw3d_train.losses.cross_modal import cross_modal
 from rw3d_train.losses.projection import gather_from_pixels, points_at_pixels, project_to_pixels
@@ -21,6 +27,7 @@ from rw3d_train.losses.supervised import supervised
 __all__ = [
     "add_sky",
     "base_objective",
+    "certain_only",
     "class_balance",
     "confident_share",
     "consistency",

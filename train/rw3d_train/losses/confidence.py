@@ -20,6 +20,11 @@ def pseudo_labels(teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     return label, probability
 
 
+def certain_only(label: Tensor, probability: Tensor, threshold: float) -> Tensor:
+    """`label` with 255 where its `probability`, of the same shape, is below `threshold`."""
+    return torch.where(probability >= threshold, label, IGNORE)
+
+
 def surface_only(label: Tensor, in_3d: Tensor) -> Tensor:
     """`label` (train ids or 255) with 255 for classes without surface, such as sky, which no point may be taught.
 

@@ -43,6 +43,9 @@ class CrossModalConfig(Section):
     nothing, as Eq. 5 is printed, whose size then grows with the crop."""
     balance: float = Field(0.0, ge=0, le=1)
     """As `balance` of the method, over pseudo-labels: 0 as in the paper."""
+    threshold: float = Field(0.0, ge=0, lt=1)
+    """Pseudo-labels to which their teacher gives less probability do not count: 0 as in the paper. Where a teacher is
+    certain it is right and where not it is mostly wrong, which a weight that is linear in its probability hardly tells."""
     sky_teacher: bool = False
     """Let a copy of the 2D teacher, frozen when CMC starts, name the sky, which has no points to be taught by."""
 
@@ -99,6 +102,7 @@ class Rewis3d:
         """Pseudo-labels (B, H, W) of the 3D teacher at the pixels that show a point, 255 elsewhere, and weights (Eq. 5–6)."""
         cmc = self.config.cross_modal
         label, probability = losses.pseudo_labels(taught_points)
+        label = losses.certain_only(label, probability, cmc.threshold)
         confidence = losses.normalized_confidence(student.confidence, student.offset, cmc.confidence_scale)
         weight = losses.dual_confidence(probability, confidence, cmc.confidence)
         shown = losses.points_at_pixels(student.correspondences, (len(student), *student.label.shape[1:]))
@@ -114,6 +118,7 @@ class Rewis3d:
         """Pseudo-labels (N,) of the 2D teacher at the points of its own image, 255 elsewhere, and weights (Eq. 5–6)."""
         cmc = self.config.cross_modal
         label, probability = losses.pseudo_labels(taught_images)
+        label = losses.certain_only(label, probability, cmc.threshold)
         count = len(student.position)
         label = losses.gather_from_pixels(label, student.correspondences, count, fill=255)
         probability = losses.gather_from_pixels(probability, student.correspondences, count, fill=0)
