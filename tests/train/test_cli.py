@@ -175,6 +175,10 @@ def test_resume_goes_on_with_the_newest_run(folder, rw3d_train):
     code, _, said = rw3d_train("run", "--resume", "--set", "run.epochs=2")
     assert code == 2  # the schedule would be another
     assert re.search(r"runs/older: began with another configuration \(run\.epochs: 1 → 2\); resume with the old", said)
+    config = folder / "runs" / "older" / "config.yaml"
+    config.write_text(re.sub(r"\n +confident_over: unlabelled", "", config.read_text()))
+    code, _, said = rw3d_train("run", "--resume", "--out", "runs/older")
+    assert code == 0, said  # an option newer than the run has its default
 
 
 def test_sigterm_ends_with_75_and_resume_finishes(folder, workplace, rw3d_train):

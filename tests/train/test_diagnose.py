@@ -40,16 +40,22 @@ def labelled(seed: int, truth: bool = True):
     return replace(sample(seed, truth), point_truth=points if truth else None)
 
 
-def test_numbers_are_those_of_a_slow_look_at_every_pair():
+@pytest.mark.parametrize("threshold", [0, 0.5])
+def test_numbers_are_those_of_a_slow_look_at_every_pair(threshold):
     samples = [labelled(1), labelled(2)]
-    method, one = method_of(Rewis3dConfig()), collate(samples)
+    method, one = method_of(Rewis3dConfig(cross_modal={"threshold": threshold})), collate(samples)
     found = diagnose(run_of(method, samples))
     _, taught_2d, _, taught_3d = logits_of(method, one)
     at_pixels, pixel_weight, at_points, point_weight = slow_targets(one, taught_2d, taught_3d)
+    _, pixel_probability, _, point_probability = slow_targets(one, taught_2d, taught_3d, "prediction")
+    assert found["diagnose/correspondences"] == pytest.approx(float((at_pixels != 255).sum()) / (2 * H * W))
+    kept = pixel_probability[at_pixels != 255] >= threshold
+    assert found["diagnose/taught"] == pytest.approx(float(kept.double().mean()))
+    at_pixels[pixel_probability < threshold] = 255
+    at_points[point_probability < threshold] = 255
     pixels, points = at_pixels != 255, at_points != 255
     said_2d, said_3d = taught_2d.argmax(1), taught_3d.argmax(1)
     right = (at_pixels == one.truth)[pixels].double()
-    assert found["diagnose/correspondences"] == pytest.approx(float(pixels.sum()) / (2 * H * W))
     assert found["diagnose/agreement"] == pytest.approx(float((at_pixels == said_2d)[pixels].double().mean()))
     assert found["diagnose/precision_2d"] == pytest.approx(float(right.mean()))
     weight = pixel_weight[pixels].double()

@@ -37,16 +37,19 @@ def diagnose(run: Run) -> dict[str, Any]:
         return {}
     items = run.data.train.with_truth()
     lessons: dict[str, list[Lesson]] = {"2d": [], "3d": []}
+    shown = 0
     with evaluating(run.networks().values()):
         for index in range(count):
             pair = collate_pairs([items[int((index + 0.5) * len(items) / count)]])
             student, teacher = (batch.to(run.device) for batch in pair)
+            shown += int((points_at_pixels(student.correspondences, (1, *student.label.shape[1:])) >= 0).sum())
             for name, lesson in lessons_of(run.method, student, teacher).items():
                 lessons[name].append(lesson)
     joint = {name: {key: torch.cat([one[key] for one in some]) for key in some[0]} for name, some in lessons.items()}
     pixels = count * student.label[0].numel()
     numbers: dict[str, Any] = {
-        "correspondences": len(joint["2d"]["label"]) / pixels,
+        "correspondences": shown / pixels,
+        "taught": len(joint["2d"]["label"]) / shown if shown else None,
         "agreement": _share(joint["2d"]["label"] == joint["2d"]["known"]),
         **_precision(joint["2d"], "2d"),
         **_precision(joint["3d"], "3d"),

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from rw3d_common.config import difference, read_yaml
+from rw3d_common.config import difference
 from rw3d_common.errors import UserError
 from rw3d_common.labels import ClassMap
 from rw3d_common.log import log
@@ -31,7 +31,7 @@ from rw3d_train.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from rw3d_train.config import TrainConfig, save_train_config
+from rw3d_train.config import TrainConfig, read_train_config, save_train_config
 from rw3d_train.data.loader import EpochBatches, make_loader
 from rw3d_train.distributed import rank, world
 from rw3d_train.methods import Method, make_method
@@ -229,7 +229,8 @@ def _refuse_folder(config: TrainConfig, out: Path, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{out}: holds a run already; continue it with --resume, or choose another --out")
-    before, now = read_yaml(saved).get("train", {}), json.loads(config.model_dump_json())
+    # Read as a configuration: what an older rw3d did not know yet has its default, which is what that run did.
+    before, now = (json.loads(each.model_dump_json()) for each in (read_train_config(saved, []), config))
     if changed := difference(_without_freedom(before), _without_freedom(now)):
         raise UserError(
             f"{out}: began with another configuration ({changed}); resume with the old values, or start a new run"

@@ -23,6 +23,7 @@ SHARES = (
     ("labelled_points", "labelled points"),
     ("correspondences_per_pixel", "pixels with a point, in batches"),
     ("diagnose/correspondences", "pixels with a point, in images"),
+    ("diagnose/taught", "of these, labelled by 3D with certainty"),
     ("diagnose/agreement", "teachers agree"),
     ("diagnose/precision_2d", "labels for 2D right"),
     ("diagnose/weighted_precision_2d", "… by weight"),
