@@ -44,8 +44,8 @@ class CrossModalConfig(Section):
     balance: float = Field(0.0, ge=0, le=1)
     """As `balance` of the method, over pseudo-labels: 0 as in the paper."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Pseudo-labels to which their teacher gives less probability do not count: 0 as in the paper. Where a teacher is
-    certain it is right and where not it is mostly wrong, which a weight that is linear in its probability hardly tells."""
+    """Pseudo-labels to which their teacher gives less probability do not count: 0 as in the paper. Of use where λ is large
+    (benchmarks/README.md): the weight, linear in the probability, hardly tells right labels from wrong ones."""
     sky_teacher: bool = False
     """Let a copy of the 2D teacher, frozen when CMC starts, name the sky, which has no points to be taught by."""
 
