@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## Render the built-in street, reconstruct it, train on it, 
 	$(BIN)/rw3d-prep sample-views stores/demo/train --points 4000 --workers $(WORKERS)
 	$(BIN)/rw3d-prep sample-views stores/demo/val --points 4000 --views all --workers $(WORKERS)
 	$(BIN)/rw3d-prep inspect stores/demo --picture stores/demo/cloud.png
-	$(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo $(TRAIN)
+	OMP_NUM_THREADS=1 $(BIN)/rw3d-train run $$(test -d runs/demo && echo --resume || echo --dataset demo) --out runs/demo $(TRAIN)
 	@echo "Look at stores/demo/cloud.png and runs/demo/overlays, and open notebooks/scene_tour.ipynb with: make notebook"
 
 test: $(VENV)/.test ## Run every test, the linter and the type checker.
