@@ -23,6 +23,16 @@ def test_a_busy_thread_of_zarr_is_waited_for():
     assert "Cannot close a running event loop" in result.stderr, "zarr waits by itself now: drop let_zarr_finish"
 
 
+def test_another_signal_meanwhile_changes_nothing():
+    impatient = STOP_WHILE_ZARR_IS_BUSY.replace(
+        "let_zarr_finish()",
+        "import os, signal, threading\nthreading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()"
+        "\nlet_zarr_finish()",
+    )
+    result = subprocess.run([sys.executable, "-c", impatient], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_nothing_to_wait_for():
     code = "from rw3d_common.stopping import let_zarr_finish; let_zarr_finish()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -21,7 +21,10 @@ def pseudo_labels(teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def certain_only(label: Tensor, probability: Tensor, threshold: float) -> Tensor:
-    """`label` with 255 where its `probability`, of the same shape, is below `threshold`."""
+    """`label` (train ids of any shape) with 255 where its `probability`, of the same shape, is below `threshold`.
+
+    The paper has no threshold; 0 leaves all labels in.
+    """
     return torch.where(probability >= threshold, label, IGNORE)
 
 
